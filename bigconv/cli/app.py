@@ -1,0 +1,50 @@
+"""The command line: four commands, one error boundary."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from bigconv.cli import convert, inspect
+
+app = typer.Typer(
+    name="bigconv",
+    help="Turn raw files into training-ready stores, prove that nothing was lost, read them back at memory speed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("convert")(convert.command)
+app.command("inspect")(inspect.command)
+
+BUG = 70  # EX_SOFTWARE of sysexits.h
+
+
+def main() -> None:
+    """Entry point of `bigconv`: exit codes as the documentation lists them."""
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except Exception as error:  # the one boundary of the command line
+        from bigconv.errors import BigconvError
+
+        if debug:
+            raise
+        if isinstance(error, BigconvError):
+            _say(str(error))
+            sys.exit(error.exit_code)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        _say(f"a bug in bigconv: {type(error).__name__}: {error}\nRun it again with --debug and report what it prints.")
+        sys.exit(BUG)
+
+
+def _say(message: str) -> None:
+    from bigconv.cli.text import printable
+
+    print(f"bigconv: {printable(message)}", file=sys.stderr)  # noqa: T201

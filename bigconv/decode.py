@@ -1,0 +1,320 @@
+"""Image files to pixels: one place for sources and for the runtime.
+
+What comes out is always `[height, width, 3] uint8`, RGB, C-contiguous and writable. By definition:
+
+| in the file | becomes |
+|---|---|
+| EXIF orientation (JPEG, PNG `eXIf`, WebP, AVIF, TIFF) | applied: the image stands as a viewer shows it |
+| greyscale, black and white | the same value in all three channels |
+| palette | its colours |
+| alpha, a transparent colour | dropped: RGB as stored, nothing is composited |
+| 16 bits a channel | the upper 8 (`>> 8`) |
+| CMYK | RGB as Pillow converts it |
+| an animation | its first frame |
+| several pages of a TIFF | refused: that is a volume, not an image |
+| 32-bit integers, floats, Lab | refused: they have no 8-bit meaning |
+| colour profiles, gamma, XMP | ignored |
+
+JPEG is decoded by simplejpeg, what it can't read (CMYK, rare samplings) and all else by Pillow. A file that is cut
+short is an error, and so is a JPEG whose pixel data libjpeg finds damaged, where Pillow would fill in grey. Extra
+bytes between JPEG segments are not: cameras write them. More than `MAX_PIXELS` pixels are refused before any are
+decoded. Formats are told by content, never by suffix, and only those of `EXTENSIONS` are tried: Pillow knows many
+more, one of which runs Ghostscript.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import struct
+import warnings
+from typing import IO, Any, NoReturn
+
+import numpy as np
+
+from bigconv.block import Array
+from bigconv.errors import InputError
+
+#: Suffixes of the files that are looked for in a folder of images, in lower case.
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+MAX_PIXELS = 178_956_970  # Pillow's limit, a quarter GiB of 24-bit pixels: past it Pillow only warns, we refuse
+HEAD_BYTES = 64 << 10  # 64 KiB: nearly all JPEG headers, EXIF thumbnail included, end before that
+
+_JPEG = b"\xff\xd8\xff"
+_PLUGINS = {
+    "PNG": ("PngImagePlugin", "PngImageFile"),
+    "WebP": ("WebPImagePlugin", "WebPImageFile"),
+    "GIF": ("GifImagePlugin", "GifImageFile"),
+    "BMP": ("BmpImagePlugin", "BmpImageFile"),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+    "PPM": ("PpmImagePlugin", "PpmImageFile"),
+    "JPEG": ("JpegImagePlugin", "JpegImageFile"),
+}
+# What libjpeg says when pixels are lost. It decodes on with grey, and Pillow keeps silent about it.
+_DAMAGE = ("remature end", "bad Huffman code", "instead of RST", "Inconsistent progression")
+_FROM_PILLOW = r"PIL\."  # modules whose warnings are hushed
+
+
+class DecodeError(InputError):
+    """Bytes that are no image, or a damaged one. The message is one line and names no file."""
+
+
+def probe(data: bytes) -> tuple[int, int]:
+    """Height and width of what `decode` returns, from the header alone. Raises `DecodeError`."""
+    if data[:3] == _JPEG:
+        size = _jpeg_size(data)
+        if size is not None:
+            return size
+    return _pillow_size(io.BytesIO(data))
+
+
+def probe_file(path: str | bytes) -> tuple[int, int]:
+    """`probe` of a file, reading only what is needed. Raises `DecodeError` or `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.read(fd, HEAD_BYTES)
+        if head[:3] == _JPEG:
+            size = _jpeg_size(head)
+            if size is not None:
+                return size
+        if len(head) < HEAD_BYTES:
+            return probe(head)
+        with open(fd, "rb", closefd=False) as file:
+            file.seek(0)
+            return probe(file.read()) if head[:3] == _JPEG else _pillow_size(file)
+    finally:
+        os.close(fd)
+
+
+def decode(data: bytes, out: Array | None = None) -> Array:
+    """Pixels of an image file, `[height, width, 3] uint8`.
+
+    With `out`, a C-contiguous `[height, width, 3] uint8`, they are written there and `out` is returned; an image of
+    another size is then an error. Raises `DecodeError`; `out` may then hold anything.
+    """
+    pixels = _decode_jpeg(data, out) if data[:3] == _JPEG else None
+    if pixels is None:
+        pixels = _decode_pillow(data)
+    if out is None or pixels is out:
+        return pixels
+    _same_size(pixels.shape[0], pixels.shape[1], out)
+    out[...] = pixels
+    return out
+
+
+def _decode_jpeg(data: bytes, out: Array | None) -> Array | None:
+    """Pixels by simplejpeg; None where Pillow has to try."""
+    import simplejpeg
+
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size(height, width)
+    if space in ("CMYK", "YCCK"):
+        return None
+    turn = _jpeg_orientation(data)
+    pixels: Array
+    try:
+        if out is None or turn != 1:
+            pixels = simplejpeg.decode_jpeg(data)
+        else:
+            _same_size(height, width, out)
+            simplejpeg.decode_jpeg(data, buffer=out)
+            return out
+    except DecodeError:
+        raise
+    except ValueError as error:
+        if any(sign in str(error) for sign in _DAMAGE):
+            _fail("JPEG", error)
+        return None
+    return _turned(pixels, turn)
+
+
+def _decode_pillow(data: bytes) -> Array:
+    kind, image = _open(io.BytesIO(data))
+    try:
+        if kind == "TIFF" and image.n_frames > 1:
+            raise DecodeError(f"a TIFF of {image.n_frames} pages is a volume, not an image")
+        image.load()
+        if image.mode in ("I", "F", "LAB", "HSV") and not (image.mode == "I" and kind in ("PNG", "PPM")):
+            raise DecodeError(f"{kind} of mode {image.mode} has no 8-bit colours")
+        if image.mode.startswith("I"):
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            pixels = np.repeat(grey[:, :, None], 3, axis=2)
+        else:
+            image.info.pop("transparency", None)  # or Pillow warns that it is lost
+            if image.mode in ("La", "RGBa"):  # premultiplied, which has no direct way to RGB
+                image = image.convert("LA" if image.mode == "La" else "RGBA")
+            pixels = np.array(image.convert("RGB"))
+    except DecodeError:
+        raise
+    except Exception as error:  # noqa: BLE001  Pillow's plug-ins raise whatever the damage leads to
+        _fail(kind, error)
+    if kind == "TIFF":  # Pillow turns these itself
+        return pixels
+    turn = _jpeg_orientation(data) if kind == "JPEG" else _orientation(image.info.get("exif", b""))
+    return _turned(pixels, turn)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Size of a JPEG that stands upright; None where the header is out of reach or simplejpeg's."""
+    import simplejpeg
+
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size(height, width)
+    return (width, height) if _jpeg_orientation(data) >= 5 else (height, width)
+
+
+def _pillow_size(file: IO[bytes]) -> tuple[int, int]:
+    kind, image = _open(file)
+    width, height = image.size
+    if kind == "TIFF":
+        return height, width
+    try:
+        if kind == "JPEG":
+            file.seek(0)
+            exif_turn = _jpeg_orientation(file.read())
+        else:
+            exif_turn = _orientation(_png_exif(file) if kind == "PNG" else image.info.get("exif", b""))
+    except (OSError, struct.error) as error:
+        _fail(kind, error)
+    return (width, height) if exif_turn >= 5 else (height, width)
+
+
+def _open(file: IO[bytes]) -> tuple[str, Any]:
+    """Format and lazily opened Pillow image. By the plug-in, as `Image.open` would only warn about a bomb."""
+    head = file.read(16)
+    kind = _format(head)
+    if kind is None:
+        raise DecodeError("an empty file" if not head else f"not an image: starts with {head!r}")
+    module, name = _PLUGINS[kind]
+    try:
+        plugin = getattr(importlib.import_module(f"PIL.{module}"), name)
+    except ImportError as error:
+        raise DecodeError(f"{kind} can't be read by this version of Pillow") from error
+    _hush_pillow()
+    file.seek(0)
+    try:
+        image = plugin(file)
+    except Exception as error:  # noqa: BLE001  as in _decode_pillow
+        _fail(kind, error)
+    width, height = image.size
+    _check_size(height, width)
+    return kind, image
+
+
+def _format(head: bytes) -> str | None:
+    if head.startswith(_JPEG):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WebP"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):
+        return "AVIF"
+    if head.startswith(b"BM"):
+        return "BMP"
+    if len(head) > 2 and head[:1] == b"P" and head[1] in b"123456" and chr(head[2]).isspace():
+        return "PPM"
+    return None
+
+
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise DecodeError(f"{height}x{width} pixels")
+    if height * width > MAX_PIXELS:
+        raise DecodeError(f"{height}x{width} pixels are more than the {MAX_PIXELS:,} allowed")
+
+
+def _same_size(height: int, width: int, out: Array) -> None:
+    if (height, width, 3) != out.shape:
+        raise DecodeError(f"{height}x{width} pixels instead of {out.shape[0]}x{out.shape[1]}")
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation 1 to 8 of a JPEG; 1 where it has none. Walks the segments, never the pixels."""
+    at, end = 2, len(data) - 4
+    while at <= end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in (0xDA, 0xD9):  # pixels start, or the file ends
+            break
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _orientation(data[at + 10 : at + 2 + (data[at + 2] << 8 | data[at + 3])])
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return 1
+
+
+def _png_exif(file: IO[bytes]) -> bytes:
+    """The `eXIf` chunk, which may stand behind the pixels."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"eXIf":
+            return file.read(length)
+        if name == b"IEND":
+            break
+        file.seek(length + 4, os.SEEK_CUR)
+    return b""
+
+
+def _orientation(exif: bytes) -> int:
+    """Orientation 1 to 8 from EXIF data (TIFF 6.0, tag 274 of the first directory); 1 where there is none."""
+    if exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(order + "I", exif, 4)
+        (entries,) = struct.unpack_from(order + "H", exif, at)
+        for entry in range(at + 2, at + 2 + 12 * entries, 12):
+            tag, kind = struct.unpack_from(order + "HH", exif, entry)
+            if tag == 274 and kind in (1, 3, 4):  # byte, short, long
+                (value,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], exif, entry + 8)
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # damaged EXIF is no reason to refuse the pixels
+    return 1
+
+
+def _turned(pixels: Array, turn: int) -> Array:
+    """Pixels as they are to be seen (EXIF 2.3, 4.6.4 A: orientation is where row 0 and column 0 lie)."""
+    if turn == 1:
+        return pixels
+    if turn >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _fail(kind: str, error: Exception) -> NoReturn:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise DecodeError(f"{kind} can't be decoded: {reason}") from error
+
+
+def _hush_pillow() -> None:
+    """Keep Pillow from warning of odd metadata: the pixels are good, and nobody could act on it.
+
+    A filter of the process, as `warnings.catch_warnings` is not safe in threads. Bomb warnings are no `UserWarning`.
+    """
+    if not any(f[2] is UserWarning and f[3] is not None and f[3].pattern == _FROM_PILLOW for f in warnings.filters[:4]):
+        warnings.filterwarnings("ignore", category=UserWarning, module=_FROM_PILLOW)

@@ -1,0 +1,300 @@
+"""Every durable file operation, in one place: append, write at, fsync, lock, publish.
+
+h5py, zarr and numpy call fsync nowhere, so nobody but this module decides what is durable. The order is
+always: write beside the target, fsync the files, fsync their folders from the bottom up, rename, fsync
+the parent. An fsync that fails is final: after it the kernel may have dropped the pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigconv.errors import OutputError
+
+COPY_BYTES = 8 << 20  # 8 MiB a call: past this a copy no longer gets faster
+
+Buffer = bytes | bytearray | memoryview
+
+
+class AppendFile:
+    """A file that only grows. `tell()` is the length written so far."""
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        """Open for appending after the first `keep` bytes; what follows them is cut off."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        os.ftruncate(self._fd, keep)
+        os.lseek(self._fd, keep, os.SEEK_SET)
+        self._size = keep
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Buffer) -> None:
+        with writing(self.path):
+            view = memoryview(data)
+            while len(view):
+                done = os.write(self._fd, view[: 1 << 30])  # Linux writes at most 2 GiB a call
+                self._size += done
+                view = view[done:]
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Overwrite bytes within what has been written."""
+        with writing(self.path):
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            _write_all(self._fd, data)
+            os.lseek(self._fd, self._size, os.SEEK_SET)
+
+    def sync(self) -> None:
+        with writing(self.path):
+            _fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class PatchFile:
+    """A file of known size whose bytes are written anywhere in any order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        with writing(self.path):
+            view = memoryview(data)
+            if hasattr(os, "pwrite"):
+                while len(view):
+                    done = os.pwrite(self._fd, view[: 1 << 30], offset)
+                    offset, view = offset + done, view[done:]
+            else:
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                _write_all(self._fd, view)
+
+    def copy_from(self, source: Path, start: int, nbytes: int, offset: int) -> None:
+        """Copy `nbytes` from byte `start` of `source` to byte `offset` here; in the kernel where it can."""
+        with writing(self.path), open(source, "rb") as src:
+            while nbytes:
+                n = min(nbytes, 1 << 30)
+                done = _copy_range(src.fileno(), self._fd, n, start, offset)
+                if done is None:
+                    src.seek(start)
+                    data = src.read(min(n, COPY_BYTES))
+                    done = len(data)
+                    self.write_at(offset, data)
+                if done == 0:
+                    raise OutputError(f"{source}: ended {nbytes} bytes early")
+                start, offset, nbytes = start + done, offset + done, nbytes - done
+
+    def truncate(self, size: int) -> None:
+        with writing(self.path):
+            os.ftruncate(self._fd, size)
+
+    def sync(self) -> None:
+        with writing(self.path):
+            _fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write_all(fd: int, data: Buffer) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view[: 1 << 30]) :]
+
+
+def _copy_range(src: int, dst: int, n: int, start: int, offset: int) -> int | None:
+    if not hasattr(os, "copy_file_range"):
+        return None
+    try:
+        return os.copy_file_range(src, dst, n, start, offset)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ETXTBSY):
+            return None
+        raise
+
+
+def _fsync(fd: int) -> None:
+    # macOS: fsync leaves data in the drive's cache, F_FULLFSYNC doesn't
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of a write into an `OutputError` that says what to do."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path}: {_why(error.errno, str(error))}") from error
+
+
+def _why(code: int | None, text: str) -> str:
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the device; free some and run the same command again"
+    if code == errno.EFBIG:
+        return "the file would grow past the size limit (ulimit -f, or the file system's own)"
+    return os.strerror(code) if code else " ".join(text.split())
+
+
+@contextlib.contextmanager
+def library_writing(path: Path) -> Iterator[None]:
+    """The same for a library that tells the error number only in its message (`errno = 28`), or not at all."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, RuntimeError) as error:
+        told = re.search(r"errno = (\d+)", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
+        raise OutputError(f"{path}: {_why(code, str(error))}") from error
+
+
+def write_file(path: Path, data: Buffer) -> None:
+    """Write a whole new file and make it durable."""
+    file = AppendFile(path)
+    try:
+        file.write(data)
+        file.sync()
+    finally:
+        file.close()
+
+
+def replace_file(path: Path, data: Buffer) -> None:
+    """Replace a small file as a whole: a reader sees the old one or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    write_file(temporary, data)
+    with writing(path):
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_path(path: Path) -> None:
+    """Make one file durable."""
+    with writing(path):
+        fd = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            _fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's entries durable; folders can't be opened on Windows, where renames are journaled."""
+    if os.name == "nt":
+        return
+    with writing(path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a file, or a folder with all that is in it, durable from the bottom up."""
+    if not path.is_dir():
+        sync_path(path)
+        return
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in sorted(files):
+            sync_path(Path(folder, name))
+        sync_folder(Path(folder))
+
+
+def files_below(path: Path) -> dict[str, int]:
+    """Relative path (with /) -> bytes, of all files below a folder, in bytewise order."""
+    found = {}
+    for folder, _, files in os.walk(path):
+        for name in files:
+            full = Path(folder, name)
+            found[full.relative_to(path).as_posix()] = full.stat().st_size
+    return dict(sorted(found.items()))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder that bigconv wrote; what is gone already is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(work: Path, dest: Path) -> None:
+    """Rename a durable `work` to `dest`, replacing a store that is there, and make that durable."""
+    with writing(dest):
+        if dest.is_dir() or (dest.exists() and work.is_dir()):
+            old = work.with_name(work.name + ".replaced")
+            if not _exchange(work, dest):
+                os.rename(dest, old)
+                os.rename(work, dest)
+            else:
+                os.rename(work, old)
+            sync_folder(dest.parent)
+            remove(old)
+        else:
+            os.replace(work, dest)
+            sync_folder(dest.parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step (Linux's RENAME_EXCHANGE); False where it can't."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    at_fdcwd, rename_exchange = -100, 2  # <fcntl.h>, <linux/fs.h>
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(call(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0)
+
+
+class Lock:
+    """An exclusive lock on a file, held by this process until released or dead."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            self._file = open(path, "a+b")  # noqa: SIM115  held until release()
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            else:
+                import fcntl
+
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise OutputError(f"{path.parent}: another bigconv is writing here; wait for it, or stop it") from None
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a whole file for reading. Its pages are shared with every other process that reads it."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

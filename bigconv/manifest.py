@@ -1,0 +1,149 @@
+"""What a store says of itself: schema, rows, source, recipe, digests. A store without it is not one.
+
+JSON in UTF-8, canonical (sorted keys, no spaces), with a checksum of itself; docs/format.md has
+every key. Nothing that varies from run to run is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field as default
+from typing import Any
+
+from bigconv.digest import ALGORITHM, DIGEST_BYTES, Digests
+from bigconv.errors import IncompleteStore, LaterVersion, SchemaError
+from bigconv.schema import Schema
+
+FORMAT = "bigconv"
+VERSION = 1
+MAX_BYTES = 256 << 20  # 256 MiB: digests of 4 million blocks; more is not ours
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of one store."""
+
+    schema: Schema
+    rows: int
+    store: str
+    digests: Digests
+    source: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    bigconv_version: str
+    files: Mapping[str, int] = default(default_factory=dict)  # path below the store's root -> bytes
+
+    @property
+    def content_digest(self) -> str:
+        """Hex SHA-256: equal for equal samples in equal order, whatever the store."""
+        return self.digests.content(self.schema)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON with its checksum."""
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "bigconv_version": self.bigconv_version,
+            "store": self.store,
+            "rows": self.rows,
+            "fields": self.schema.to_json(),
+            "digests": {
+                "algorithm": ALGORITHM,
+                "block_rows": self.digests.block_rows,
+                "fields": {name: table.hex() for name, table in self.digests.tables.items()},
+            },
+            "content_digest": self.content_digest,
+            "source": dict(self.source),
+            "recipe": dict(self.recipe),
+            "files": dict(self.files),
+        }
+        body["checksum"] = _checksum(body)
+        return canonical(body)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str) -> Manifest:
+        """Parse and check. Raises `IncompleteStore` for a damaged manifest, `LaterVersion` for a later one."""
+        if len(raw) > MAX_BYTES:
+            raise IncompleteStore(f"{where}: the manifest has {len(raw)} bytes, more than {MAX_BYTES}")
+        try:
+            body = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_constant)
+            if not isinstance(body, dict) or body.get("format") != FORMAT:
+                raise ValueError("not a bigconv manifest")
+            version = body["version"]
+            if not isinstance(version, int) or version < 1:
+                raise ValueError(f"version {version!r}")
+            if version > VERSION:
+                raise LaterVersion(
+                    f"{where}: written in format version {version}; this bigconv reads up to {VERSION}.\n"
+                    "Upgrade it: pip install --upgrade bigconv"
+                )
+            if body.pop("checksum", None) != _checksum(body):
+                raise ValueError("its checksum does not fit: damaged or edited")
+            manifest = cls._from_body(body)
+            if manifest.content_digest != body["content_digest"]:
+                raise ValueError("the content digest does not fit the digests")
+            return manifest
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise IncompleteStore(f"{where}: the manifest can't be read: {error}") from error
+
+    @classmethod
+    def _from_body(cls, body: dict[str, Any]) -> Manifest:
+        schema = Schema.from_json(body["fields"])
+        rows, block_rows = count(body["rows"]), count(body["digests"]["block_rows"])
+        if body["digests"]["algorithm"] != ALGORITHM or block_rows < 1:
+            raise ValueError("unknown digests")
+        tables = {f.name: bytes.fromhex(body["digests"]["fields"][f.name]) for f in schema}
+        digests = Digests(rows, block_rows, tables)
+        if any(len(table) != digests.blocks * DIGEST_BYTES for table in tables.values()):
+            raise ValueError("digests do not fit the number of rows")
+        files = {_relative(name): count(size) for name, size in body["files"].items()}
+        return cls(
+            schema=schema,
+            rows=rows,
+            store=str(body["store"]),
+            digests=digests,
+            source=_mapping(body["source"]),
+            recipe=_mapping(body["recipe"]),
+            bigconv_version=str(body["bigconv_version"]),
+            files=files,
+        )
+
+
+def canonical(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(canonical(body)).hexdigest()
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a key stands twice")
+    return out
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"expected a count, got {value!r:.80}")
+    return value
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {value!r:.80}")
+    return value
+
+
+def _relative(name: str) -> str:
+    parts = name.split("/")
+    if not name or name.startswith("/") or "\\" in name or ":" in parts[0] or {"", ".", ".."} & set(parts):
+        raise SchemaError(f"file {name!r} is not a path below the store")
+    return name

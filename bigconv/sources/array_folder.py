@@ -1,0 +1,146 @@
+"""A folder of arrays, one sample a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bigconv.block import Array, Block, Column, Ragged
+from bigconv.errors import InputError, SchemaError
+from bigconv.schema import Field, Schema
+from bigconv.sources import npy
+from bigconv.sources.base import SPAN_BYTES, Reject, Span
+from bigconv.sources.filelist import FileList
+
+FIELD = "array"  # of a .npy file; members of an .npz have names of their own
+SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
+
+
+@dataclass(frozen=True)
+class ArrayFolder:
+    """Each `.npy` or `.npz` file below a folder is a row, in bytewise order of the paths."""
+
+    name: ClassVar[str] = "array-folder"
+    decodes: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ()
+
+    files: FileList
+    schema: Schema
+
+    @classmethod
+    def find(cls, paths: Sequence[Path]) -> ArrayFolder:
+        """List the files and read every header: the schema must hold for all of them. Raises `InputError`."""
+        if len(paths) != 1 or not paths[0].is_dir():
+            raise InputError("a folder of arrays is one folder; name the files themselves to make a field of each")
+        files = FileList.below(paths[0], lambda name: name.lower().endswith(npy.EXTENSIONS))
+        if not len(files):
+            raise InputError(f"{paths[0]}: no .npy or .npz files in it")
+        first: dict[str, npy.ArrayFile] | None = None
+        shapes: dict[str, list[int | None]] = {}
+        for i in range(len(files)):
+            try:
+                here = _members(files.path(i))
+            except InputError:
+                continue  # a damaged file becomes a reject when it is read
+            if first is None:
+                first = here
+                shapes = {name: list(file.shape) for name, file in here.items()}
+                continue
+            _fits(first, here)
+            for name, file in here.items():
+                shapes[name] = [a if a == b else None for a, b in zip(shapes[name], file.shape, strict=True)]
+        if first is None:
+            _members(files.path(0))  # raises, saying why
+            raise InputError(f"{paths[0]}: no file in it can be read")
+        fields = tuple(npy.field_of(name, file.dtype, shapes[name], file.where) for name, file in first.items())
+        return cls(files, Schema(fields))
+
+    @property
+    def inputs(self) -> int:
+        return len(self.files)
+
+    def plan(self) -> Sequence[Span]:
+        spans, start, size = [], 0, 0
+        for i, nbytes in enumerate(self.files.sizes.tolist()):
+            size += nbytes
+            if size >= SPAN_BYTES or i + 1 - start == SPAN_FILES:
+                spans.append(Span(start, i + 1))
+                start, size = i + 1, 0
+        if start < len(self.files):
+            spans.append(Span(start, len(self.files)))
+        return spans
+
+    def read(self, span: Span) -> Iterator[Block | Reject]:
+        cells: dict[str, list[Array]] = {f.name: [] for f in self.schema}
+        for i in range(span.start, span.stop):
+            try:
+                row = self._row(i)
+            except (InputError, SchemaError, OSError, ValueError) as error:
+                if cells[self.schema.names[0]]:
+                    yield self._block(cells)
+                    cells = {f.name: [] for f in self.schema}
+                yield Reject(self.files.name(i), i, "read", str(error))
+                continue
+            for name, value in row.items():
+                cells[name].append(value)
+        if cells[self.schema.names[0]]:
+            yield self._block(cells)
+
+    def _row(self, i: int) -> dict[str, Array]:
+        found = _members(self.files.path(i))
+        if tuple(found) != self.schema.names:
+            raise InputError(f"has the arrays {', '.join(found)} instead of {', '.join(self.schema.names)}")
+        row = {}
+        for f in self.schema:
+            array = np.asarray(found[f.name].open())
+            if f.kind == "text":
+                array = np.frombuffer(str(array[()]).encode(), np.uint8)
+            elif array.dtype.newbyteorder("=") != np.dtype(f.dtype):
+                raise InputError(f"dtype {array.dtype} instead of {f.dtype}")
+            Ragged.of([array], f) if f.ragged else _same_shape(array, f)
+            row[f.name] = array
+        return row
+
+    def _block(self, cells: dict[str, list[Array]]) -> Block:
+        columns: dict[str, Column] = {}
+        for f in self.schema:
+            rows = cells[f.name]
+            columns[f.name] = Ragged.of(rows, f) if f.ragged else np.stack(rows).astype(f.dtype, copy=False)
+        return Block(self.schema, columns)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.name, "files": len(self.files), "bytes": int(self.files.sizes.sum())}
+
+
+def _members(path: str) -> dict[str, npy.ArrayFile]:
+    return {file.member or FIELD: file for file in npy.array_files(Path(path))}
+
+
+def _same_shape(array: Array, field: Field) -> None:
+    if array.shape != field.shape:
+        raise InputError(f"shape {array.shape} instead of {field.shape}")
+
+
+def _fits(first: dict[str, npy.ArrayFile], here: dict[str, npy.ArrayFile]) -> None:
+    where = next(iter(here.values())).path
+    expected = next(iter(first.values())).path
+    if tuple(first) != tuple(here):
+        raise InputError(f"{where} has the arrays {', '.join(here)}, but {expected} has {', '.join(first)}")
+    for name, file in here.items():
+        other = first[name]
+        text = np.dtype(file.dtype).kind in "US" and np.dtype(other.dtype).kind in "US"
+        if not text and np.dtype(file.dtype).newbyteorder("=") != np.dtype(other.dtype).newbyteorder("="):
+            raise InputError(
+                f"mixed dtypes: {file.where} is {np.dtype(file.dtype).name}, "
+                f"{other.where} is {np.dtype(other.dtype).name}.\n"
+                "Samples of one store have one dtype: convert the odd ones, or keep them in folders of their own."
+            )
+        if len(file.shape) != len(other.shape):
+            raise InputError(
+                f"mixed dimensions: {file.where} has shape {file.shape}, {other.where} has {other.shape}.\n"
+                "Samples of one store have the same number of axes."
+            )

@@ -1,0 +1,88 @@
+"""Millions of files in a few arrays: names once, in one piece, sizes and times as numbers."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bigconv.block import Index
+from bigconv.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class FileList:
+    """Files below `root`, in bytewise order of their relative paths.
+
+    `names`: the relative paths, joined; `ends`: int64 `[files]`, where each one ends;
+    `sizes`: int64 `[files]`, bytes; `mtimes`: int64 `[files]`, ns.
+    """
+
+    root: str
+    names: bytes
+    ends: Index
+    sizes: Index
+    mtimes: Index
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def name(self, i: int) -> str:
+        """Relative path of file `i`, with /."""
+        start = int(self.ends[i - 1]) if i else 0
+        return os.fsdecode(self.names[start : int(self.ends[i])])
+
+    def path(self, i: int) -> str:
+        return os.path.join(self.root, self.name(i))
+
+    @classmethod
+    def of(cls, root: Path, found: Iterable[tuple[bytes, os.stat_result]]) -> FileList:
+        """From relative paths (bytes, with /) and their stat results, in any order."""
+        entries = sorted((name, info.st_size, info.st_mtime_ns) for name, info in found)
+        lengths = np.array([len(name) for name, _, _ in entries], np.int64)
+        return cls(
+            os.fspath(root),
+            b"".join(name for name, _, _ in entries),
+            np.cumsum(lengths),
+            np.array([size for _, size, _ in entries], np.int64),
+            np.array([mtime for _, _, mtime in entries], np.int64),
+        )
+
+    @classmethod
+    def below(cls, root: Path, wanted: Callable[[str], bool]) -> FileList:
+        """Every regular file below `root` whose name `wanted` accepts.
+
+        Links that lead out of `root`, hidden files, and special files (pipes, devices) are passed over.
+        Raises `InputError` when the folder can't be listed.
+        """
+        real = os.path.realpath(root)
+        found: list[tuple[bytes, os.stat_result]] = []
+        seen = {(os.stat(real).st_dev, os.stat(real).st_ino)}
+        todo = [(real, b"")]
+        while todo:
+            folder, prefix = todo.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("."):
+                            continue
+                        if entry.is_symlink() and not os.path.realpath(entry.path).startswith(real + os.sep):
+                            continue
+                        try:
+                            info = entry.stat()
+                        except OSError:
+                            continue  # a link to nothing
+                        name = prefix + os.fsencode(entry.name)
+                        if stat.S_ISDIR(info.st_mode):
+                            if (info.st_dev, info.st_ino) not in seen:  # a loop of links
+                                seen.add((info.st_dev, info.st_ino))
+                                todo.append((entry.path, name + b"/"))
+                        elif stat.S_ISREG(info.st_mode) and wanted(entry.name):
+                            found.append((name, info))
+            except OSError as error:
+                raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
+        return cls.of(root, found)

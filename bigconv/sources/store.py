@@ -1,0 +1,53 @@
+"""Any bigconv store, or several with the same fields, as a source: format changes, merges, re-layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bigconv.block import Block
+from bigconv.schema import Schema
+from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans
+from bigconv.view.table import StoreView
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """Rows of finished stores, as they are."""
+
+    name: ClassVar[str] = "store"
+    decodes: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
+
+    view: StoreView
+
+    @classmethod
+    def find(cls, paths: Sequence[Path]) -> StoreSource:
+        return cls(StoreView(paths))
+
+    @property
+    def schema(self) -> Schema:
+        return self.view.schema
+
+    @property
+    def inputs(self) -> int:
+        return len(self.view)
+
+    def plan(self) -> Sequence[Span]:
+        total = sum(opened.bytes() for opened in self.view.stores)
+        row = max(1, total // max(1, len(self.view)))
+        return even_spans(len(self.view), max(1, SPAN_BYTES // row))
+
+    def read(self, span: Span) -> Iterator[Block | Reject]:
+        yield from self.view.blocks(span.start, span.stop)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.name,
+            "stores": [
+                {"path": s.path.name, "rows": s.manifest.rows, "content_digest": s.manifest.content_digest}
+                for s in self.view.stores
+            ],
+        }

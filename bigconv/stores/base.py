@@ -1,0 +1,149 @@
+"""What a store is: four small protocols, and the ways in which rows can lie in a file.
+
+A store knows one shard. It writes blocks in order, says where the bytes of each field lie (a
+*location*), and can read rows through its own library, slowly, which is the fallback and the oracle in tests.
+All fast reading is done by one gather engine, in `bigconv.view.gather`, from the locations alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from bigconv.block import Block, Index
+from bigconv.manifest import Manifest
+from bigconv.schema import Schema
+
+
+@dataclass(frozen=True)
+class Strided:
+    """Items at a constant distance: item `i` starts at byte `offset + i * stride` of one file."""
+
+    path: Path
+    offset: int
+    stride: int
+    items: int
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Items in equal chunks, chunks in shard files (one file holds `shard_chunks` of them).
+
+    Item `i` starts, in file `paths[i // chunk_items // shard_chunks]`, at byte
+    `(i // chunk_items % shard_chunks) * chunk_stride + (i % chunk_items) * item_bytes`.
+    """
+
+    paths: tuple[Path, ...]
+    items: int
+    item_bytes: int
+    chunk_items: int
+    chunk_stride: int
+    shard_chunks: int
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Items anywhere: item `i` starts at byte `index[i] + delta` of one file and ends before byte `size`.
+
+    `index`: a `.npy` file of int64 `[items]`.
+    """
+
+    path: Path
+    index: Path
+    delta: int
+    items: int
+
+
+Location = Strided | Chunked | Indexed
+
+
+@dataclass(frozen=True)
+class RaggedColumns:
+    """A ragged field in columns: `values` (items), `offsets` (int64 `[rows + 1]`), `shapes` (int64 `[rows, ndim]`)."""
+
+    values: Location
+    offsets: Location
+    shapes: Location | None
+
+
+@dataclass(frozen=True)
+class RaggedInline:
+    """A ragged field inside each row's own record.
+
+    `head` locates the head of each record, `[rows]`; the head holds the byte counts (int64) of all ragged
+    fields at `lengths` (bytes behind the head's start, in the order their payloads follow each other), and
+    this field's shape (int64 `[ndim]`) at `shape`. Payloads start `head_bytes` behind the head's start; this
+    field's is number `number`.
+    """
+
+    head: Location
+    head_bytes: int
+    lengths: tuple[int, ...]
+    number: int
+    shape: int | None
+
+
+Whereabouts = Mapping[str, Location | RaggedColumns | RaggedInline]
+
+
+class StoreWriter(Protocol):
+    """Writes one store, in order, under a temporary name."""
+
+    def append(self, block: Block) -> None:
+        """Add rows. Buffers of the block may be reused by the caller afterwards."""
+
+    def close(self) -> None:
+        """Lay everything out where it stays; readable through `Store.open` from now on."""
+
+    def seal(self, manifest: Manifest) -> None:
+        """Put the manifest in: the last write. Durability is the publisher's business."""
+
+    def abort(self) -> None:
+        """Let go of open files; what was written stays for the publisher to remove."""
+
+
+class StoreReader(Protocol):
+    """Reads one whole store."""
+
+    rows: int
+
+    def locate(self) -> Whereabouts | None:
+        """Where every field's bytes lie; None when they can't be mapped (compressed, foreign, in memory)."""
+
+    def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
+        """Rows in the order given, through the store's own library: the fallback and the oracle."""
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """One format; a frozen dataclass whose fields are its options."""
+
+    name: ClassVar[str]
+
+    def create(self, path: Path, schema: Schema, rows: int | None = None) -> StoreWriter:
+        """Start a store at `path`, which doesn't exist; `rows` when their number is known ahead."""
+
+    def open(self, path: Path, schema: Schema, rows: int) -> StoreReader:
+        """Open a laid-out store. Raises `IncompleteStore` when its files don't fit schema and rows."""
+
+    def manifest(self, path: Path) -> bytes:
+        """The manifest's bytes, read without a native library where it can be. Raises `NotAStore` without one."""
+
+    def files(self, path: Path) -> dict[str, int]:
+        """Files whose exact sizes the manifest vouches for: path below `path` -> bytes."""
+
+    def check(self, path: Path, manifest: Manifest) -> None:
+        """Hold the files' sizes against the manifest, before a native library sees them. Raises `IncompleteStore`."""
+
+    def describe(self, schema: Schema) -> dict[str, str]:
+        """Field -> how it is laid out, in words."""
+
+
+def config(store: Any) -> dict[str, Any]:
+    """A store's options as JSON values."""
+    from dataclasses import asdict
+
+    return asdict(store)

@@ -1,0 +1,272 @@
+"""HDF5: one contiguous dataset a part, so that its rows can be mapped. Layout: docs/format.md.
+
+The HDF5 library only ever writes metadata. Rows are written by plain file writes at the offsets it
+gave out, because a killed HDF5 library leaves an unreadable file, and a plain write doesn't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import h5py
+import numpy as np
+
+from bigconv import fsio
+from bigconv.block import Block, Index, Ragged
+from bigconv.digest import raw
+from bigconv.errors import BigconvError, IncompleteStore, NotAStore
+from bigconv.manifest import MAX_BYTES, Manifest
+from bigconv.schema import Part, Schema
+from bigconv.stores.base import RaggedColumns, Strided, Whereabouts
+from bigconv.stores.columns import Columns, part_items, take_column
+
+MANIFEST = "_bigconv/manifest"
+ALIGNMENT = 4096  # a page
+_LIBVER = ("v110", "v110")  # the oldest format whose headers carry checksums throughout
+
+
+@dataclass(frozen=True)
+class Hdf5:
+    """One HDF5 file; fixed and ragged fields in contiguous, unfiltered datasets."""
+
+    name: ClassVar[str] = "hdf5"
+
+    def create(self, path: Path, schema: Schema, rows: int | None = None) -> Hdf5Writer:
+        return Hdf5Writer(path, schema, rows)
+
+    def open(self, path: Path, schema: Schema, rows: int) -> Hdf5Reader:
+        return Hdf5Reader(path, schema, rows)
+
+    def manifest(self, path: Path) -> bytes:
+        check_end(path)
+        with _damage(path), _opened(path) as file:
+            if MANIFEST not in file:
+                raise NotAStore(f"{path}: no manifest: not a bigconv store, or one that was never finished")
+            dataset = file[MANIFEST]
+            if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.size > MAX_BYTES:
+                raise IncompleteStore(f"{path}: the manifest is not a list of bytes")
+            if dataset.external or dataset.is_virtual or dataset.dtype != np.uint8:
+                raise IncompleteStore(f"{path}: the manifest is not a list of bytes")
+            return bytes(dataset[:].tobytes())
+
+    def files(self, path: Path) -> dict[str, int]:
+        return {}  # the file's size is in its superblock, and checked against that
+
+    def check(self, path: Path, manifest: Manifest) -> None:
+        check_end(path)
+
+    def describe(self, schema: Schema) -> dict[str, str]:
+        return {f.name: "values + offsets" if f.ragged else "contiguous" for f in schema}
+
+
+def check_end(path: Path) -> None:
+    """The file has exactly the bytes its superblock names (HDF5 format, II.A: version 2 and 3)."""
+    with open(path, "rb") as file:
+        head = file.read(48)
+        size = path.stat().st_size
+    if head[:8] != b"\x89HDF\r\n\x1a\n":
+        raise NotAStore(f"{path}: not an HDF5 file")
+    if len(head) < 48:
+        raise IncompleteStore(f"{path}: cut short: {size} bytes")
+    if head[8] in (2, 3) and head[9] == 8:
+        end = int.from_bytes(head[28:36], "little")
+        if end != size:
+            raise IncompleteStore(f"{path}: has {size} bytes instead of {end}: cut short or changed")
+
+
+def _opened(path: Path) -> h5py.File:
+    with _damage(path):
+        # a file system may have no locks; and a file that the user has open can only be opened with the same flags
+        for locking in (None, False, True):
+            try:
+                return h5py.File(path, "r", locking=locking)
+            except OSError as error:
+                if "lock" not in str(error):
+                    raise
+        return h5py.File(path, "r", locking="best-effort")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What h5py raises on damaged metadata, by no fixed type, as `IncompleteStore`."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+        if isinstance(error, BigconvError):
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise IncompleteStore(f"{path}: damaged: the HDF5 library says: {why}") from error
+
+
+def _allocate(path: Path, parts: list[tuple[Part, int]]) -> dict[str, tuple[int, int]]:
+    """Create a file with all datasets allocated and no data; part name -> (byte offset, bytes).
+
+    Fill time NEVER and early allocation: the file is sparse, and takes no time to make.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    with (
+        fsio.library_writing(path),
+        h5py.File(path, "w", libver=_LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
+    ):
+        for part, items in parts:
+            shape = (items, *part.shape)
+            dataset = _create(file, part.name, shape, part.dtype, links)
+            size = items * part.item_bytes
+            offset = dataset.get_offset() if size else 0
+            if offset is None:
+                raise IncompleteStore(f"{path}: HDF5 gave no place to {part.name}")
+            found[part.name] = (offset, size)
+    return found
+
+
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, links: Any) -> Any:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(np.dtype(dtype).newbyteorder("<"), logical=True)
+    return h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan, links)
+
+
+class Hdf5Writer:
+    """Writes rows where they stay when their number is known and all fields are fixed, else beside the file first."""
+
+    def __init__(self, path: Path, schema: Schema, rows: int | None) -> None:
+        self.path, self.schema, self.rows = path, schema, 0
+        self._beside = path.with_name(path.name + ".columns")
+        self._columns: Columns | None = None
+        self._direct: fsio.PatchFile | None = None
+        self._places: dict[str, tuple[int, int]] = {}
+        if rows is not None and not any(f.ragged for f in schema):
+            self._places = _allocate(path, [(part, rows) for part in schema.parts()])
+            self._direct = fsio.PatchFile(path)
+        else:
+            self._columns = Columns(self._beside, schema, head=0)
+
+    def append(self, block: Block) -> None:
+        if self._columns is not None:
+            self._columns.append(block)
+        elif self._direct is not None:
+            for part in self.schema.parts():
+                offset, size = self._places[part.name]
+                column = block.columns[part.name]
+                assert not isinstance(column, Ragged)
+                data = raw(column)
+                at = self.rows * part.item_bytes
+                if at + len(data) > size:
+                    raise IncompleteStore(f"{self.path}: more rows than were announced")
+                self._direct.write_at(offset + at, data)
+        self.rows += len(block)
+
+    def close(self) -> None:
+        """Make a file with the final metadata and bring rows and metadata together in one of the two."""
+        counts = [
+            (part, self._columns.items(part) if self._columns else part_items(part, self.rows, 0))
+            for part in self.schema.parts()
+        ]
+        final = self.path.with_name(self.path.name + ".final")
+        places = _allocate(final, counts)
+        if self._direct is not None:
+            self._direct.close()
+            if places == self._places:
+                final.unlink()
+                return
+        target = fsio.PatchFile(final)
+        try:
+            for part, _ in counts:
+                offset, size = places[part.name]
+                if self._columns is not None:
+                    target.copy_from(self._columns.files[part.name].path, 0, size, offset)
+                else:  # fewer rows than announced
+                    target.copy_from(self.path, self._places[part.name][0], size, offset)
+        finally:
+            target.close()
+        if self._columns is not None:
+            self._columns.close()
+            fsio.remove(self._beside)
+        final.replace(self.path)
+
+    def seal(self, manifest: Manifest) -> None:
+        raw = np.frombuffer(manifest.to_bytes(), np.uint8)
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        with (
+            fsio.library_writing(self.path),
+            h5py.File(
+                self.path, "r+", libver=_LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
+            ) as file,
+        ):
+            dataset = _create(file, MANIFEST, raw.shape, "uint8", links)
+            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, raw)
+
+    def abort(self) -> None:
+        if self._columns is not None:
+            self._columns.close()
+        if self._direct is not None:
+            self._direct.close()
+
+
+class Hdf5Reader:
+    """Reads through h5py; `locate` takes the datasets' offsets and closes the file again."""
+
+    def __init__(self, path: Path, schema: Schema, rows: int) -> None:
+        self.path, self.schema, self.rows = path, schema, rows
+        self._file: h5py.File | None = None
+        self._places: dict[str, Strided] | None = {}
+        size = path.stat().st_size
+        with _damage(path), _opened(path) as file:
+            for part in schema.parts():
+                if not isinstance(file.get(part.name), h5py.Dataset):
+                    raise IncompleteStore(f"{path}: no dataset {part.name}")
+                place = self._place(file[part.name], part, size)
+                if place is None:
+                    self._places = None
+                elif self._places is not None:
+                    self._places[part.name] = place
+
+    def _place(self, dataset: h5py.Dataset, part: Part, size: int) -> Strided | None:
+        """Where a dataset lies in the file; None when it isn't contiguous and native."""
+        items = dataset.shape[0] if dataset.ndim else 0
+        if dataset.ndim == 0 or dataset.shape[1:] != part.shape:
+            raise IncompleteStore(f"{self.path}: {part.name} has shape {dataset.shape}")
+        if part.role != "values" and items != part_items(part, self.rows, 0):
+            raise IncompleteStore(f"{self.path}: {part.name} has {items} items, not the manifest's {self.rows} rows")
+        if dataset.dtype != np.dtype(part.dtype):
+            raise IncompleteStore(f"{self.path}: {part.name} has dtype {dataset.dtype} instead of {part.dtype}")
+        if dataset.is_virtual or dataset.external:
+            raise IncompleteStore(f"{self.path}: {part.name} points out of the file, which a store never does")
+        nbytes = items * part.item_bytes
+        offset = dataset.id.get_offset() if nbytes else 0
+        if offset is None or dataset.dtype != np.dtype(part.dtype).newbyteorder("<"):
+            return None
+        if offset + nbytes > size:
+            raise IncompleteStore(f"{self.path}: {part.name} ends behind the end of the file")
+        return Strided(self.path, offset, part.item_bytes, items)
+
+    def locate(self) -> Whereabouts | None:
+        if self._places is None:
+            return None
+        found: dict[str, Strided | RaggedColumns] = {}
+        for f in self.schema:
+            at = [self._places[part.name] for part in f.parts()]
+            found[f.name] = RaggedColumns(at[0], at[1], at[2] if len(at) > 2 else None) if f.ragged else at[0]
+        return found
+
+    def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
+        if self._file is None:
+            self._file = _opened(self.path)
+        schema = self.schema.select(fields)
+        with _damage(self.path):
+            return Block(schema, {f.name: take_column(f, self._file.__getitem__, rows) for f in schema})
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,126 @@
+"""memmap: a folder of `.npy` files that `np.load(..., mmap_mode="r")` opens. Layout: docs/format.md."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from bigconv import fsio
+from bigconv.block import Array, Block, Index
+from bigconv.errors import IncompleteStore
+from bigconv.manifest import Manifest
+from bigconv.schema import Part, Schema
+from bigconv.stores import folder
+from bigconv.stores.base import RaggedColumns, Strided, Whereabouts
+from bigconv.stores.columns import Columns, part_file, part_items, take_column
+
+HEADER_BYTES = (
+    4096  # a page: rows of whole pages then stay on page boundaries, and the header can be rewritten in place
+)
+
+
+@dataclass(frozen=True)
+class Memmap:
+    """A folder of `.npy` files, one a part."""
+
+    name: ClassVar[str] = "memmap"
+
+    def create(self, path: Path, schema: Schema, rows: int | None = None) -> MemmapWriter:
+        return MemmapWriter(path, schema)
+
+    def open(self, path: Path, schema: Schema, rows: int) -> MemmapReader:
+        return MemmapReader(path, schema, rows)
+
+    def manifest(self, path: Path) -> bytes:
+        return folder.read_manifest(path)
+
+    def files(self, path: Path) -> dict[str, int]:
+        return folder.data_files(path, folder.MANIFEST)
+
+    def check(self, path: Path, manifest: Manifest) -> None:
+        folder.check_sizes(path, manifest)
+
+    def describe(self, schema: Schema) -> dict[str, str]:
+        return {f.name: "values + offsets" if f.ragged else "contiguous" for f in schema}
+
+
+def header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """A version 1.0 `.npy` header padded with spaces to `HEADER_BYTES` (numpy.lib.format)."""
+    out = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
+    np.lib.format.write_array_header_1_0(out, {"descr": descr, "fortran_order": False, "shape": shape})
+    raw = out.getvalue()
+    text = raw[10:].rstrip(b" \n")
+    size = HEADER_BYTES - 10
+    return raw[:8] + size.to_bytes(2, "little") + text + b" " * (size - len(text) - 1) + b"\n"
+
+
+class MemmapWriter:
+    """Appends to the files; headers come last, when the lengths are known."""
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self.path = path
+        self._columns = Columns(path, schema, HEADER_BYTES)
+
+    def append(self, block: Block) -> None:
+        self._columns.append(block)
+
+    def close(self) -> None:
+        columns = self._columns
+        for part in columns.schema.parts():
+            columns.files[part.name].write_at(0, header(part.dtype, (columns.items(part), *part.shape)))
+        columns.close()
+
+    def seal(self, manifest: Manifest) -> None:
+        fsio.write_file(self.path / folder.MANIFEST, manifest.to_bytes())
+
+    def abort(self) -> None:
+        self._columns.close()
+
+
+class MemmapReader:
+    """Reads through `np.load(mmap_mode="r")`."""
+
+    def __init__(self, path: Path, schema: Schema, rows: int) -> None:
+        self.path, self.schema, self.rows = path, schema, rows
+        self._arrays: dict[str, Array] = {}
+        self._items: dict[str, int] = {}
+        for part in schema.parts():
+            file = path / part_file(part)
+            try:
+                items, rest = divmod(file.stat().st_size - HEADER_BYTES, max(1, part.item_bytes))
+            except OSError:
+                raise IncompleteStore(f"{path}: {file.name} is missing") from None
+            if part.item_bytes == 0:  # an extent of 0: the items take no bytes, so the size can't count them
+                items = rows
+            if rest or (part.role != "values" and items != part_items(part, rows, 0)):
+                raise IncompleteStore(f"{file}: its size does not fit {rows} rows")
+            self._items[part.name] = items
+
+    def locate(self) -> Whereabouts:
+        found: dict[str, Strided | RaggedColumns] = {}
+        for f in self.schema:
+            at = [self._at(part) for part in f.parts()]
+            found[f.name] = RaggedColumns(at[0], at[1], at[2] if len(at) > 2 else None) if f.ragged else at[0]
+        return found
+
+    def _at(self, part: Part) -> Strided:
+        return Strided(self.path / part_file(part), HEADER_BYTES, part.item_bytes, self._items[part.name])
+
+    def _array(self, name: str) -> Array:
+        if name not in self._arrays:
+            file = self.path / (name.replace("/", ".") + ".npy")
+            # an empty file can't be mapped
+            self._arrays[name] = np.load(file, mmap_mode="r" if self._items[name] else None, allow_pickle=False)
+        return self._arrays[name]
+
+    def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
+        schema = self.schema.select(fields)
+        return Block(schema, {f.name: take_column(f, self._array, rows) for f in schema})
+
+    def close(self) -> None:
+        self._arrays.clear()

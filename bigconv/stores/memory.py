@@ -1,0 +1,107 @@
+"""memory: rows kept in this process. The oracle that every other store is held against in tests."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from bigconv.block import Block, Column, Index, Ragged
+from bigconv.errors import NotAStore
+from bigconv.manifest import Manifest
+from bigconv.schema import Schema
+from bigconv.stores.base import Whereabouts
+
+#: Finished and unfinished memory stores of this process, by path.
+_HELD: dict[str, _Held] = {}
+
+
+@dataclass
+class _Held:
+    blocks: list[Block]
+    manifest: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Rows kept in this process, under the path they were written to."""
+
+    name: ClassVar[str] = "memory"
+
+    def create(self, path: Path, schema: Schema, rows: int | None = None) -> MemoryWriter:
+        _HELD[os.fspath(path)] = held = _Held([])
+        return MemoryWriter(held)
+
+    def open(self, path: Path, schema: Schema, rows: int) -> MemoryReader:
+        return MemoryReader(_held(path).blocks, schema, rows)
+
+    def manifest(self, path: Path) -> bytes:
+        raw = _held(path).manifest
+        if raw is None:
+            raise NotAStore(f"{path}: no manifest in memory")
+        return raw
+
+    def files(self, path: Path) -> dict[str, int]:
+        return {}
+
+    def check(self, path: Path, manifest: Manifest) -> None:
+        _held(path)
+
+    def describe(self, schema: Schema) -> dict[str, str]:
+        return {f.name: "in memory" for f in schema}
+
+
+def _held(path: Path) -> _Held:
+    try:
+        return _HELD[os.fspath(path)]
+    except KeyError:
+        raise NotAStore(f"{path}: nothing in memory under this name") from None
+
+
+class MemoryWriter:
+    """Keeps copies of the blocks."""
+
+    def __init__(self, held: _Held) -> None:
+        self._held = held
+
+    def append(self, block: Block) -> None:
+        columns: dict[str, Column] = {}
+        for f in block.schema:
+            column = block.columns[f.name]
+            columns[f.name] = (
+                column.take(np.arange(len(column)))
+                if isinstance(column, Ragged)
+                else np.array(column, f.dtype, order="C")
+            )
+        self._held.blocks.append(Block(block.schema, columns))
+
+    def close(self) -> None:
+        pass
+
+    def seal(self, manifest: Manifest) -> None:
+        self._held.manifest = manifest.to_bytes()
+
+    def abort(self) -> None:
+        self._held.blocks.clear()
+
+
+class MemoryReader:
+    """Reads by numpy's own indexing."""
+
+    def __init__(self, blocks: list[Block], schema: Schema, rows: int) -> None:
+        self.rows = rows
+        empty = {f.name: Ragged.of([], f) if f.ragged else np.empty((0, *f.item_shape), f.dtype) for f in schema}
+        self._all = Block.concat(blocks) if blocks else Block(schema, empty)
+
+    def locate(self) -> Whereabouts | None:
+        return None
+
+    def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
+        picked = self._all.take(rows)
+        return Block(self._all.schema.select(fields), {name: picked.columns[name] for name in fields})
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,259 @@
+"""Zarr: a format 3 group with one sharded array a part, whose rows can be mapped. Layout: docs/format.md.
+
+Source: Zarr specification 3.1 (https://zarr-specs.readthedocs.io/en/latest/v3/core/). Chunks are cut along
+axis 0 alone and not compressed. The manifest is an attribute of the root group, whose `zarr.json` is the
+last file written: before it there is no group.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bigconv import fsio
+from bigconv.block import Array, Block, Index, Ragged
+from bigconv.digest import little_endian
+from bigconv.errors import BigconvError, IncompleteStore, NotAStore, SchemaError, UsageError
+from bigconv.manifest import Manifest, canonical, count, unique
+from bigconv.schema import Field, Part, Schema
+from bigconv.stores import folder
+from bigconv.stores.base import Chunked, RaggedColumns, Strided, Whereabouts
+from bigconv.stores.columns import part_items, take_column
+from bigconv.stores.zarr_shards import Layout, ShardWriter, shard_path
+
+METADATA = "zarr.json"
+ATTRIBUTE = "bigconv"
+ARRAY_METADATA_BYTES = 64 << 10  # 64 KiB: that of an array has under 1 KiB; more is not ours
+
+
+@dataclass(frozen=True)
+class Zarr:
+    """A Zarr group; fixed and ragged fields in sharded, uncompressed arrays."""
+
+    name: ClassVar[str] = "zarr"
+
+    chunk_bytes: int = 16 << 10  # 16 KiB: a few rows, so that zarr-python reads little too much for one of them
+    shard_bytes: int = 64 << 20  # 64 MiB: few files, and each still quick to copy, upload and check
+
+    def __post_init__(self) -> None:
+        if self.chunk_bytes < 1 or self.shard_bytes < 1:
+            raise UsageError(
+                f"zarr: chunk_bytes {self.chunk_bytes} and shard_bytes {self.shard_bytes} must be at least 1"
+            )
+
+    def create(self, path: Path, schema: Schema, rows: int | None = None) -> ZarrWriter:
+        return ZarrWriter(path, schema, {part.name: self._layout(part) for part in schema.parts()})
+
+    def open(self, path: Path, schema: Schema, rows: int) -> ZarrReader:
+        return ZarrReader(path, schema, rows)
+
+    def manifest(self, path: Path) -> bytes:
+        raw = folder.read_manifest(path, METADATA)
+        try:
+            document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+            attributes = document.get("attributes") if isinstance(document, dict) else None
+            if not isinstance(attributes, dict) or ATTRIBUTE not in attributes:
+                raise NotAStore(
+                    f"{path}: a Zarr store, but not one of bigconv: {METADATA} has no attribute {ATTRIBUTE}"
+                )
+            return canonical(attributes[ATTRIBUTE])
+        except (ValueError, RecursionError) as error:
+            raise IncompleteStore(f"{path}: {METADATA} can't be read: {error}") from error
+
+    def files(self, path: Path) -> dict[str, int]:
+        return folder.data_files(path, METADATA)
+
+    def check(self, path: Path, manifest: Manifest) -> None:
+        folder.check_sizes(path, manifest)
+
+    def describe(self, schema: Schema) -> dict[str, str]:
+        return {f.name: f"values + offsets, {self._words(f)}" if f.ragged else self._words(f) for f in schema}
+
+    def _words(self, field: Field) -> str:
+        layout = self._layout(field.parts()[0])
+        if not layout.item_bytes:
+            return "no bytes"
+        size = f"{layout.shard_chunks * layout.chunk_bytes / 2**20:.3g} MiB"
+        unit = "value" if field.ragged else "row"
+        return f"shards of {size}, chunks of {layout.chunk_items} {unit}{'s' if layout.chunk_items > 1 else ''}"
+
+    def _layout(self, part: Part) -> Layout:
+        return Layout.of(part, self.chunk_bytes, self.shard_bytes)
+
+
+def array_document(part: Part, items: int, layout: Layout) -> bytes:
+    """`zarr.json` of a part's array `[items, *shape]`; the same keys and values as zarr-python writes."""
+    dtype = np.dtype(part.dtype)
+    fill: Any = {"b": False, "f": 0.0, "c": [0.0, 0.0]}.get(dtype.kind, 0)
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    item = [max(1, extent) for extent in part.shape]  # an extent of 0 has no chunks, but a chunk's must be positive
+    sharding = {
+        "chunk_shape": [layout.chunk_items, *item],
+        "codecs": [little if dtype.itemsize > 1 else {"name": "bytes"}, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return canonical(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [items, *part.shape],
+            "data_type": part.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.shard_items, *item]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": fill,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": {},
+            "storage_transformers": [],
+        }
+    )
+
+
+def group_document(attributes: dict[str, Any]) -> bytes:
+    return canonical({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def _check_names(schema: Schema) -> None:
+    """A field is a folder in the root group, so it may not be the group's own key, nor another field's folder."""
+    seen: dict[str, str] = {}
+    for name in schema.names:
+        key = name.casefold()  # many file systems don't tell cases apart
+        if key == METADATA:
+            raise SchemaError(f"field {name}: Zarr keeps the group's metadata under that name; rename the field")
+        if key in seen:
+            raise SchemaError(f"fields {seen[key]} and {name} would share a folder where case makes no difference")
+        seen[key] = name
+
+
+class ZarrWriter:
+    """Appends to one stream of shards a part; the metadata comes last, when the lengths are known."""
+
+    def __init__(self, path: Path, schema: Schema, layouts: dict[str, Layout]) -> None:
+        _check_names(schema)
+        path.mkdir()
+        self.path, self._schema, self._layouts = path, schema, layouts
+        self._parts = {p.name: ShardWriter(path / p.name, p, layouts[p.name]) for p in schema.parts()}
+        self._totals = {f.name: 0 for f in schema if f.ragged}
+        for name in self._totals:
+            self._write(f"{name}/offsets", np.zeros(1, np.int64))
+
+    def append(self, block: Block) -> None:
+        for f in self._schema:
+            column = block.columns[f.name]
+            if isinstance(column, Ragged):
+                self._write(f"{f.name}/values", column.values)
+                self._write(f"{f.name}/offsets", column.offsets[1:] + self._totals[f.name])
+                self._totals[f.name] += int(column.offsets[-1])
+                if column.shapes is not None:
+                    self._write(f"{f.name}/shapes", column.shapes)
+            else:
+                self._write(f.name, column)
+
+    def _write(self, part: str, array: Array) -> None:
+        self._parts[part].write(len(array), little_endian(array).reshape(-1).view(np.uint8))
+
+    def close(self) -> None:
+        for part in self._schema.parts():
+            stream = self._parts[part.name]
+            stream.finish()
+            self._document(part.name, array_document(part, stream.items, self._layouts[part.name]))
+        for name in self._totals:
+            self._document(name, group_document({}))
+
+    def seal(self, manifest: Manifest) -> None:
+        fsio.write_file(self.path / METADATA, group_document({ATTRIBUTE: json.loads(manifest.to_bytes())}))
+
+    def abort(self) -> None:
+        for stream in self._parts.values():
+            stream.abort()
+
+    def _document(self, name: str, raw: bytes) -> None:
+        node = self.path / name
+        node.mkdir(parents=True, exist_ok=True)  # an array without a row has no shard, and no folder yet
+        fsio.write_file(node / METADATA, raw)
+
+
+class ZarrReader:
+    """Knows where the shards' items lie from metadata and file sizes; reads through zarr-python."""
+
+    def __init__(self, path: Path, schema: Schema, rows: int) -> None:
+        self.path, self.schema, self.rows = path, schema, rows
+        self._places = {part.name: self._place(part) for part in schema.parts()}
+        self._arrays: dict[str, Any] = {}
+
+    def _place(self, part: Part) -> Chunked | Strided:
+        """Where a part's items lie. Raises `IncompleteStore` unless all is as the writer leaves it."""
+        array = self.path / part.name
+        items, layout = _read_document(array / METADATA, part)
+        if part.role != "values" and items != part_items(part, self.rows, 0):
+            raise IncompleteStore(f"{array}: has {items} items, not the manifest's {self.rows} rows")
+        if layout.item_bytes == 0:
+            return Strided(array, 0, 0, items)  # an extent of 0: nothing lies anywhere
+        paths = []
+        for number in range(layout.shards(items)):
+            path, size = shard_path(array, part, number), layout.shard_size(items, number)
+            try:
+                found = path.stat().st_size
+            except OSError:
+                raise IncompleteStore(f"{path}: missing") from None
+            if found != size:
+                raise IncompleteStore(f"{path}: has {found} bytes instead of {size}: cut short or changed")
+            paths.append(path)
+        return Chunked(
+            tuple(paths), items, layout.item_bytes, layout.chunk_items, layout.chunk_stride, layout.shard_chunks
+        )
+
+    def locate(self) -> Whereabouts:
+        found: dict[str, Chunked | Strided | RaggedColumns] = {}
+        for f in self.schema:
+            at = [self._places[part.name] for part in f.parts()]
+            found[f.name] = RaggedColumns(at[0], at[1], at[2] if len(at) > 2 else None) if f.ragged else at[0]
+        return found
+
+    def _array(self, name: str) -> Any:
+        if name not in self._arrays:
+            import zarr
+
+            # each array by itself: the root group doesn't exist before the store is sealed
+            self._arrays[name] = zarr.open_array(self.path / name, mode="r", zarr_format=3)
+        return self._arrays[name]
+
+    def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
+        schema = self.schema.select(fields)
+        try:
+            return Block(schema, {f.name: take_column(f, self._array, rows) for f in schema})
+        except BigconvError:
+            raise
+        except (ValueError, OSError) as error:  # zarr-python: a checksum that doesn't fit is a ValueError
+            raise IncompleteStore(f"{self.path}: zarr can't read it: {error}") from error
+
+    def close(self) -> None:
+        self._arrays.clear()
+
+
+def _read_document(file: Path, part: Part) -> tuple[int, Layout]:
+    """Items and layout of a part's array. Raises `IncompleteStore` when its `zarr.json` is not as we write it.
+
+    The chunking is the file's own, as a store is opened without knowing the options it was made with.
+    """
+    try:
+        with open(file, "rb") as source:
+            raw = source.read(ARRAY_METADATA_BYTES + 1)
+    except OSError:
+        raise IncompleteStore(f"{file}: missing") from None
+    try:
+        document = json.loads(raw[:ARRAY_METADATA_BYTES])
+        items = count(document["shape"][0])
+        chunk_items = count(document["codecs"][0]["configuration"]["chunk_shape"][0])
+        shard_items = count(document["chunk_grid"]["configuration"]["chunk_shape"][0])
+        layout = Layout(part.item_bytes, chunk_items, shard_items // chunk_items)
+    except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError, RecursionError) as error:
+        raise IncompleteStore(f"{file}: not the metadata of an array of bigconv: {error!r:.200}") from error
+    expected = array_document(part, items, layout)
+    if not layout.shard_chunks or raw != expected:
+        raise IncompleteStore(f"{file}: not as bigconv writes it for {part.dtype} {list(part.shape)}")
+    return items, layout

@@ -1,0 +1,344 @@
+"""The gather engine: rows of any mapped store, from memory addresses, in one vectorised copy.
+
+Every uncompressed store is (memory maps, byte offsets). All maps of a process lie in one address space,
+so rows of many files are gathered by one indexed copy too, as if they were one array.
+Addresses are only ever made from locations and offsets that have been held against the size of the map.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigconv import fsio
+from bigconv.block import Array, Column, Index, Ragged
+from bigconv.errors import IncompleteStore
+from bigconv.schema import Field
+from bigconv.stores.base import Chunked, Location, RaggedColumns, RaggedInline, Strided
+
+_LOWEST = 4096  # no map ever starts at address 0
+_SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
+LOOP_BYTES = 32768  # rows this large: one copy a row costs nothing against its bytes, and their count can't overflow
+JOIN_BYTES = 128  # ragged rows shorter than this on average: indexing items beats joining slices
+
+
+class _AddressSpace:
+    """Everything this process has mapped, as items of `nbytes` bytes that start at every byte."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.__array_interface__ = {
+            "data": (_LOWEST, True),
+            "shape": (_SPAN,),
+            "strides": (1,),
+            "typestr": f"|V{nbytes}",
+            "version": 3,
+        }
+
+
+@lru_cache(maxsize=256)
+def _space(nbytes: int) -> Array:
+    return np.asarray(_AddressSpace(nbytes))
+
+
+@lru_cache(maxsize=1)
+def _bytes() -> memoryview:
+    return np.asarray(_AddressSpace(1)).view(np.uint8).data
+
+
+def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
+    """Copy `nbytes` bytes from each address (int64 `[rows]`) into uint8 `[rows, nbytes]`."""
+    if out is None:
+        if nbytes < LOOP_BYTES and nbytes:
+            gathered: Array = _space(nbytes)[addresses - _LOWEST]
+            return gathered.view(np.uint8).reshape(-1, nbytes)
+        out = np.empty((len(addresses), nbytes), np.uint8)
+    if nbytes >= LOOP_BYTES:
+        everything = _space(1).view(np.uint8)
+        for row, start in enumerate((addresses - _LOWEST).tolist()):
+            out[row] = everything[start : start + nbytes]
+    elif nbytes:
+        target = out.view(f"V{nbytes}").reshape(-1)
+        step = max(1, (512 << 10) // nbytes)  # 512 KiB: the fresh copy is still in the cache when it moves on
+        for a in range(0, len(addresses), step):
+            target[a : a + step] = _space(nbytes)[addresses[a : a + step] - _LOWEST]
+    return out
+
+
+def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:
+    """Copy runs of bytes of different lengths one after another into one writable uint8 array."""
+    total = int(nbytes.sum())
+    if total == 0:
+        return np.empty(0, np.uint8)
+    if total >= JOIN_BYTES * len(starts):
+        begin = (starts - _LOWEST).tolist()
+        end = (starts - _LOWEST + nbytes).tolist()
+        return np.frombuffer(bytearray().join(map(_bytes().__getitem__, map(slice, begin, end))), np.uint8)
+    counts = nbytes // item_bytes
+    first = np.cumsum(counts) - counts
+    index = np.arange(int(counts.sum()), dtype=np.int64)
+    index *= item_bytes
+    index += np.repeat(starts - _LOWEST - first * item_bytes, counts)
+    gathered: Array = _space(item_bytes)[index]
+    return gathered.view(np.uint8)
+
+
+class Maps:
+    """Memory maps of files, made when first needed and kept as long as this object."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, tuple[mmap.mmap, int, int]] = {}
+
+    def base(self, path: Path, nbytes: int) -> int:
+        """Address of the first byte of a file that has at least `nbytes` bytes. Raises `IncompleteStore`."""
+        held = self._maps.get(path)
+        if held is None:
+            try:
+                mapped = fsio.map_file(path)
+            except (OSError, ValueError) as error:
+                raise IncompleteStore(f"{path}: can't be mapped: {error}") from error
+            address = int(np.frombuffer(mapped, np.uint8).__array_interface__["data"][0])
+            held = self._maps[path] = (mapped, address, len(mapped))
+        if nbytes > held[2]:
+            raise IncompleteStore(f"{path}: has {held[2]} bytes, and rows up to byte {nbytes}")
+        return held[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Items:
+    """Bound items of one part: `address(i)` for int64 arrays of item numbers."""
+
+    count: int
+
+    def address(self, items: Index) -> Index:
+        raise NotImplementedError
+
+    def runs(self, first: Index, counts: Index, item_bytes: int) -> tuple[Index, Index]:
+        """Addresses and byte counts of the pieces that hold items `first` to `first + counts`, in order."""
+        return self.address(first), counts * item_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundStrided(_Items):
+    base: int
+    stride: int
+
+    def address(self, items: Index) -> Index:
+        return items * self.stride + self.base
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundChunked(_Items):
+    at: Chunked
+    adjust: Index  # int64 [shards]: address of the shard less what the sum below counts for the shards before it
+
+    def address(self, items: Index) -> Index:
+        # the plain sum over shard, chunk and item, rearranged into the fewest passes: this is the hot path
+        at = self.at
+        gap = at.chunk_stride - at.chunk_items * at.item_bytes
+        address = items * at.item_bytes
+        if gap:
+            address += items // at.chunk_items * gap
+        if len(self.adjust) == 1:
+            address += self.adjust[0]
+        else:
+            address += self.adjust[items // (at.chunk_items * at.shard_chunks)]
+        return address
+
+    @staticmethod
+    def adjustments(bases: Index, at: Chunked) -> Index:
+        return bases - np.arange(len(bases), dtype=np.int64) * (at.shard_chunks * at.chunk_stride)
+
+    def runs(self, first: Index, counts: Index, item_bytes: int) -> tuple[Index, Index]:
+        size = self.at.chunk_items
+        pieces = np.where(counts > 0, (first + counts - 1) // size - first // size + 1, 0)
+        if (pieces == 1).all():
+            return self.address(first), counts * item_bytes
+        run = np.repeat(np.arange(len(first)), pieces)
+        number = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its run
+        start = np.maximum(first[run], (first[run] // size + number) * size)
+        stop = np.minimum(first[run] + counts[run], (first[run] // size + number + 1) * size)
+        return self.address(start), (stop - start) * item_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundIndexed(_Items):
+    base: int
+    index: Index
+    delta: int
+    end: int  # an item may start before this byte of the file
+    path: Path
+
+    def address(self, items: Index) -> Index:
+        offsets = self.index[items]
+        if len(offsets) and (offsets.min() < 0 or offsets.max() + self.delta >= self.end):
+            raise IncompleteStore(f"{self.path}: the row index points out of the file")
+        return offsets + (self.base + self.delta)
+
+
+class FieldGather:
+    """One field of one store, bound to its maps."""
+
+    def __init__(self, field: Field, where: Location | RaggedColumns | RaggedInline, maps: Maps, name: str) -> None:
+        self.field, self._maps, self._name, self._where = field, maps, name, where
+        self._array: Array | None = None  # rows as uint8 [rows, bytes]: plain np.take is then the fastest
+        self._ndim = len(field.shape)
+        if isinstance(where, RaggedColumns):
+            self._values = self._bind(where.values, field.row_bytes)
+            self._offsets = self._bind(where.offsets, 8)
+            self._shapes = None if where.shapes is None else self._bind(where.shapes, 8 * self._ndim)
+        elif isinstance(where, RaggedInline):
+            self._head = self._bind(where.head, where.head_bytes)
+        else:
+            self._rows = self._bind(where, field.row_bytes)
+            if isinstance(where, Strided) and where.stride == field.row_bytes and where.items and field.row_bytes:
+                self._array = self._plain(where)
+
+    def _plain(self, where: Strided) -> Array:
+        held = self._maps._maps[where.path][0]
+        flat = np.frombuffer(held, np.uint8, where.items * where.stride, where.offset)
+        return flat.reshape(where.items, where.stride)
+
+    def _bind(self, where: Location, item_bytes: int) -> _Items:
+        if isinstance(where, Strided):
+            end = where.offset + (where.items - 1) * where.stride + item_bytes
+            base = self._maps.base(where.path, end) if where.items and item_bytes else 0
+            return _BoundStrided(where.items, base + where.offset, where.stride)
+        if isinstance(where, Chunked):
+            chunks = -(-where.items // where.chunk_items)
+            bases = []
+            for number, path in enumerate(where.paths):
+                here = min(where.shard_chunks, chunks - number * where.shard_chunks)
+                bases.append(self._maps.base(path, here * where.chunk_stride) if item_bytes else 0)
+            adjust = _BoundChunked.adjustments(np.array(bases, np.int64), where)
+            return _BoundChunked(where.items, where, adjust)
+        index = np.asarray(np.load(where.index, mmap_mode="r" if where.items else None, allow_pickle=False))
+        if index.dtype != np.int64 or index.shape != (where.items,):
+            raise IncompleteStore(f"{where.index}: expected int64 [{where.items}]")
+        if not where.items:
+            return _BoundStrided(0, 0, 0)
+        size = where.path.stat().st_size
+        base = self._maps.base(where.path, size)
+        return _BoundIndexed(where.items, base, index, where.delta, size - item_bytes + 1, where.path)
+
+    def addresses(self, rows: Index) -> Index:
+        """int64 `[rows]`: where each row of a fixed field starts."""
+        return self._rows.address(rows)
+
+    def take(self, rows: Index, out: Array | None = None) -> Column:
+        """Rows (checked to be in range) of the field, in writable memory of their own."""
+        if self.field.ragged:
+            return self.take_ragged(rows)
+        if self._array is not None:
+            flat: Array = np.take(self._array, rows, axis=0, out=out, mode="clip")
+        else:
+            flat = copy_rows(self._rows.address(rows), self.field.row_bytes, out)
+        return shaped(flat, self.field)
+
+    def run(self, start: int, stop: int) -> Column | None:
+        """Rows `start` to `stop` as read-only views of the map, nothing copied; None where they don't lie together."""
+        where = self._where
+        if isinstance(where, RaggedColumns):
+            parts = (where.values, where.offsets, where.shapes)
+            if not all(p is None or isinstance(p, Strided) for p in parts):
+                return None
+            offsets = self._offsets_of(start, stop)
+            first, last = int(offsets[0]), int(offsets[-1])
+            values = self._view(where.values, first, last, self.field.dtype, self.field.item_shape)
+            shapes = None
+            if where.shapes is not None:
+                shapes = self._view(where.shapes, start, stop, "int64", (self._ndim,))
+            return Ragged(values, offsets - offsets[0], shapes)
+        if self._array is None:
+            return None
+        return shaped(self._array[start:stop], self.field)
+
+    def _view(self, where: Location, start: int, stop: int, dtype: str, shape: tuple[int, ...]) -> Array:
+        assert isinstance(where, Strided)
+        if stop <= start or where.stride == 0:
+            return np.empty((stop - start, *shape), dtype)
+        held = self._maps._maps[where.path][0]
+        flat = np.frombuffer(held, np.uint8, (stop - start) * where.stride, where.offset + start * where.stride)
+        return flat.view(np.dtype(dtype).newbyteorder("<")).reshape(stop - start, *shape)
+
+    def _offsets_of(self, start: int, stop: int) -> Index:
+        offsets = copy_rows(self._offsets.address(np.arange(start, stop + 1)), 8).view(np.int64).reshape(-1)
+        self._check(offsets[:-1], np.diff(offsets))
+        return offsets
+
+    def take_ragged(self, rows: Index) -> Ragged:
+        """Ragged rows, in writable memory of their own."""
+        f, item = self.field, self.field.row_bytes
+        shapes: Index | None = None
+        if isinstance(self._where, RaggedInline):
+            head = copy_rows(self._head.address(rows), self._where.head_bytes)
+            sizes = [_int64(head, at) for at in self._where.lengths]
+            nbytes = sizes[self._where.number]
+            before = sum(sizes[: self._where.number], np.full(len(rows), self._where.head_bytes, np.int64))
+            starts = self._head.address(rows) + before
+            counts = nbytes // item if item else nbytes
+            self._check_inline(rows, starts + nbytes, nbytes, before)
+            if self._where.shape is not None:
+                at = self._where.shape
+                shapes = np.ascontiguousarray(head[:, at : at + 8 * self._ndim]).view(np.int64)
+        else:
+            first, counts = self._first_and_counts(rows)
+            starts, nbytes = self._values.runs(first, counts, item)
+            if self._shapes is not None:
+                shapes = copy_rows(self._shapes.address(rows), 8 * self._ndim).view(np.int64).reshape(-1, self._ndim)
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        if shapes is not None and (np.prod(shapes, axis=1) != counts).any():
+            raise IncompleteStore(f"{self._name}: field {f.name}: a shape doesn't fit its values; run inspect --verify")
+        if item == 0:
+            return Ragged(np.empty((int(offsets[-1]), *f.item_shape), f.dtype), offsets, shapes)
+        flat = copy_runs(starts, nbytes, item)
+        values = flat.view(np.dtype(f.dtype).newbyteorder("<")).reshape(-1, *f.item_shape)
+        return Ragged(values, offsets, shapes)
+
+    def lengths(self, rows: Index) -> Index:
+        """int64 `[rows]`: items in each row of a ragged field."""
+        if isinstance(self._where, RaggedInline):
+            head = copy_rows(self._head.address(rows), self._where.head_bytes)
+            return _int64(head, self._where.lengths[self._where.number]) // max(1, self.field.row_bytes)
+        return self._first_and_counts(rows)[1]
+
+    def _first_and_counts(self, rows: Index) -> tuple[Index, Index]:
+        first = copy_rows(self._offsets.address(rows), 8).view(np.int64).reshape(-1)
+        counts = copy_rows(self._offsets.address(rows + 1), 8).view(np.int64).reshape(-1) - first
+        self._check(first, counts)
+        return first, counts
+
+    def _check(self, first: Index, counts: Index) -> None:
+        """Offsets come from the file: one damaged byte must not become a wild address."""
+        if len(first) and (first.min() < 0 or counts.min() < 0 or int((first + counts).max()) > self._values.count):
+            raise IncompleteStore(
+                f"{self._name}: field {self.field.name}: offsets point out of the values; run inspect --verify"
+            )
+
+    def _check_inline(self, rows: Index, ends: Index, nbytes: Index, before: Index) -> None:
+        head = self._head
+        if not isinstance(head, _BoundIndexed) or not len(rows):
+            return
+        end = head.base + head.path.stat().st_size
+        if nbytes.min() < 0 or before.min() < 0 or int(ends.max()) > end:
+            raise IncompleteStore(
+                f"{self._name}: field {self.field.name}: a length points out of the file; run inspect --verify"
+            )
+
+
+def _int64(head: Array, at: int) -> Index:
+    return np.ascontiguousarray(head[:, at : at + 8]).view(np.int64).reshape(-1)
+
+
+def shaped(flat: Array, field: Field) -> Array:
+    """uint8 `[rows, row_bytes]` as `[rows, *shape]` of the field's dtype, not copied."""
+    dtype: Any = np.dtype(field.dtype).newbyteorder("<")
+    if field.row_bytes == 0:
+        return np.empty((len(flat), *field.item_shape), dtype)
+    rows: Array = flat.view(dtype).reshape(len(flat), *field.item_shape)
+    return rows

@@ -1,0 +1,11 @@
+"""Run every benchmark, or those named: `python -m tests.benchmarks reading startup`."""
+
+import runpy
+import sys
+from pathlib import Path
+
+names = sys.argv[1:] or sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))
+for name in names:
+    print(f"== {name}", flush=True)
+    sys.argv = [name]
+    runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")

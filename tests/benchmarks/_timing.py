@@ -1,0 +1,28 @@
+"""Interleaved repeats and medians: the machine is shared, so only ratios within one run mean anything."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def rates(ways: dict[str, Callable[[], int]], repeats: int = 5, warm: bool = True) -> dict[str, float]:
+    """Median of items ÷ wall seconds of each way, all ways in turn, `repeats` times."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    if warm:
+        for way in ways.values():
+            way()
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            items = way()
+            found[name].append(items / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def table(title: str, found: dict[str, float], against: str, unit: str = "rows/s") -> None:
+    """Print each rate and its ratio to one of them."""
+    print(title)
+    for name, rate in found.items():
+        print(f"  {name:44s} {rate:14,.0f} {unit}   {rate / found[against]:6.2f}")

@@ -1,0 +1,202 @@
+"""Bad input: a clear error, the right exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bigconv
+
+
+def run(*args: object, cwd: Path | None = None, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+
+    def lower() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-c", "from bigconv.cli.app import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, preexec_fn=lower, timeout=120)
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """Exit code, words in the error, one to three lines and no traceback."""
+    assert result.returncode == code, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert 1 <= len(lines) <= 8
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw" / "cats"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(np.full((8, 9, 3), i, np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "raw"
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_missing_source(tmp_path: Path) -> None:
+    refused(run("convert", tmp_path / "nothing", tmp_path / "out.h5"), 2, "no such file or folder")
+    assert left(tmp_path) == []
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    refused(run("convert", tmp_path / "raw", tmp_path / "out.h5"), 2, "an empty folder")
+    (tmp_path / "raw" / "notes.docx").write_text("x")
+    refused(run("convert", tmp_path / "raw", tmp_path / "out.h5"), 2, "1 .docx", "images")
+    assert left(tmp_path) == ["raw"]
+
+
+def test_text_named_jpg(images: Path, tmp_path: Path) -> None:
+    (images / "cats" / "x.jpg").write_text("this is no picture")
+    for suffix in (".h5", ".zarr", ".lmdb", ".mmap"):
+        result = run("convert", images, tmp_path / f"out{suffix}")
+        refused(result, 1, "1 of 4 inputs", "cats/x.jpg", "nothing was published")
+    assert left(tmp_path) == ["raw"]
+
+
+def test_mixed_dtypes(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.zeros(3, np.float32))
+    np.save(folder / "b.npy", np.zeros(3, np.float64))
+    refused(run("convert", folder, tmp_path / "out.h5"), 2, "mixed dtypes", "b.npy is float64", "a.npy is float32")
+    assert left(tmp_path) == ["raw"]
+
+
+def test_unequal_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    np.save(tmp_path / "y.npy", np.zeros(3))
+    result = run("convert", tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "out.h5")
+    refused(result, 2, "x.npy has 4", "y.npy has 3")
+    assert left(tmp_path) == ["x.npy", "y.npy"]
+
+
+def test_object_arrays(tmp_path: Path) -> None:
+    """Also one whose pickle would leave a trace when loaded."""
+
+    class Trap:
+        def __reduce__(self) -> object:
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    np.save(tmp_path / "x.npy", np.array([Trap(), {}], object), allow_pickle=True)
+    np.savez(tmp_path / "z.npz", a=np.array([{}], object))
+    refused(run("convert", tmp_path / "x.npy", tmp_path / "out.h5"), 2, "x.npy", "object array", "never read")
+    refused(run("convert", tmp_path / "z.npz", tmp_path / "out.h5"), 2, "z.npz[a]", "object array")
+    assert left(tmp_path) == ["x.npy", "z.npz"]
+
+
+def test_dest_exists(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.h5").write_text("precious")
+    refused(run("convert", images, tmp_path / "out.h5"), 2, "exists already", "--overwrite")
+    refused(run("convert", images, tmp_path / "out.h5", "--overwrite"), 2, "not replaced", "didn't write it")
+    assert (tmp_path / "out.h5").read_text() == "precious"
+    (tmp_path / "folder.zarr").mkdir()
+    refused(run("convert", images, tmp_path / "folder.zarr", "--overwrite"), 2, "not replaced")
+    assert left(tmp_path) == ["folder.zarr", "out.h5", "raw"]
+
+
+def test_overwrite_replaces_what_bigconv_wrote(images: Path, tmp_path: Path) -> None:
+    for suffix in (".h5", ".zarr", ".lmdb", ".mmap"):
+        dest = tmp_path / f"out{suffix}"
+        bigconv.convert(images, dest, workers=0)
+        Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(images / "cats" / f"new{suffix}.png")
+        assert run("convert", images, dest, "--overwrite", "-q").returncode == 0
+        assert len(bigconv.open(dest)) == len(list((images / "cats").iterdir()))
+    assert left(tmp_path) == ["out.h5", "out.lmdb", "out.mmap", "out.zarr", "raw"]
+
+
+def test_dest_inside_source(images: Path) -> None:
+    refused(run("convert", images, images / "out.h5"), 2, "inside the source")
+    refused(run("convert", images, images), 2)
+    assert left(images) == ["cats"]
+
+
+def test_unknown_extension(images: Path, tmp_path: Path) -> None:
+    refused(run("convert", images, tmp_path / "out.hdf"), 2, ".hdf", ".h5", ".zarr", "--to")
+    refused(run("convert", images, tmp_path / "out", "--to", "zar"), 2, "Did you mean 'zarr'?")
+    assert left(tmp_path) == ["raw"]
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".zarr", ".lmdb", ".mmap"])
+def test_no_space(tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((3000, 100)))
+    result = run("convert", tmp_path / "x.npy", tmp_path / f"out{suffix}", limit=1 << 20)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "size limit" in result.stderr or "space" in result.stderr, result.stderr
+    assert left(tmp_path) == ["x.npy"]
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".zarr", ".lmdb", ".mmap"])
+def test_store_cut_short_or_without_manifest(images: Path, tmp_path: Path, suffix: str) -> None:
+    dest = tmp_path / f"out{suffix}"
+    bigconv.convert(images, dest, workers=0)
+    files = [dest] if dest.is_file() else [p for p in dest.rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:-1])
+    refused(run("inspect", dest), 2, "cut short")
+    largest.write_bytes(whole)
+    assert run("inspect", dest).returncode == 0
+    if suffix == ".h5":
+        import h5py
+
+        with h5py.File(dest, "r+") as file:
+            del file["_bigconv"]
+    else:
+        (dest / ("zarr.json" if suffix == ".zarr" else "manifest.json")).unlink()
+    refused(run("inspect", dest), 2, "not a bigconv store")
+
+
+def test_manifest_of_a_later_version(images: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out.mmap"
+    bigconv.convert(images, dest, workers=0)
+    manifest = json.loads((dest / "manifest.json").read_text())
+    manifest["version"] = 2
+    (dest / "manifest.json").write_text(json.dumps(manifest))
+    refused(run("inspect", dest), 2, "format version 2", "pip install --upgrade bigconv")
+
+
+def test_one_path_only(images: Path) -> None:
+    refused(run("convert", images), 2, "SOURCE and a DEST")
+
+
+def test_option_without_meaning(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    result = run("convert", tmp_path / "x.npy", tmp_path / "out.h5", "--label-from", "folder")
+    refused(result, 2, "--label-from has no meaning for arrays input")
+    refused(run("convert", tmp_path / "x.npy", tmp_path / "out.h5", "--resize", "8"), 2, "resize")
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    """A file name must not colour the terminal."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "a\x1b[31m.jpg").write_text("no picture")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "b.png")
+    result = run("convert", folder, tmp_path / "out.h5")
+    assert result.returncode == 1
+    assert "\x1b[31m" not in result.stderr
+    assert "\\x1b[31m" in result.stderr
+
+
+def test_debug_shows_a_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in run("convert", tmp_path / "nothing", tmp_path / "out.h5", "--debug").stderr

@@ -1,0 +1,40 @@
+"""Every registered store passes the shipped suite."""
+
+from bigconv import registry
+from bigconv.stores.hdf5 import Hdf5
+from bigconv.stores.lmdb import Lmdb
+from bigconv.stores.memmap import Memmap
+from bigconv.stores.memory import Memory
+from bigconv.stores.zarr import Zarr
+from bigconv.testing.store_suite import StoreSuite
+
+
+class TestMemmap(StoreSuite):
+    store = Memmap()
+    suffix = ".mmap"
+
+
+class TestHdf5(StoreSuite):
+    store = Hdf5()
+    suffix = ".h5"
+
+
+class TestLmdb(StoreSuite):
+    store = Lmdb()
+    suffix = ".lmdb"
+
+
+class TestZarr(StoreSuite):
+    store = Zarr()
+    suffix = ".zarr"
+
+
+class TestMemory(StoreSuite):
+    store = Memory()
+    suffix = ""
+    on_disk = False
+
+
+def test_every_registered_store_has_a_suite() -> None:
+    suites = {cls.store.name for cls in StoreSuite.__subclasses__()}
+    assert suites == set(registry.STORES)
