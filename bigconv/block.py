@@ -101,16 +101,23 @@ Column = Array | Ragged
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows of all columns of `schema`: arrays `[rows, *shape]`, or `Ragged`."""
+    """Rows of all columns of `schema`: arrays `[rows, *shape]`, or `Ragged`.
+
+    `origin`: int64 `[rows, 2]`, the number of the file in the source's list and of the row in that file, from which
+    each row was made; None where nobody asks.
+    """
 
     schema: Schema
     columns: Mapping[str, Column]
+    origin: Index | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.columns) != self.schema.names:
             raise SchemaError(f"expected the columns {self.schema.names}, got {tuple(self.columns)}")
         if len(set(map(len, self.columns.values()))) > 1:
             raise SchemaError(f"columns of unequal length: {[(n, len(c)) for n, c in self.columns.items()]}")
+        if self.origin is not None and self.origin.shape != (len(self), 2):
+            raise SchemaError(f"origin must be int64 [{len(self)}, 2], got {self.origin.shape}")
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -134,17 +141,19 @@ class Block:
         return {f.name: cell(f, self.columns[f.name], i) for f in self.schema}
 
     def slice(self, start: int, stop: int) -> Block:
-        return Block(self.schema, {name: column[start:stop] for name, column in self.columns.items()})
+        origin = None if self.origin is None else self.origin[start:stop]
+        return Block(self.schema, {name: column[start:stop] for name, column in self.columns.items()}, origin)
 
     def take(self, rows: Index) -> Block:
         return Block(
             self.schema,
             {n: c.take(rows) if isinstance(c, Ragged) else np.take(c, rows, axis=0) for n, c in self.columns.items()},
+            None if self.origin is None else self.origin[rows],
         )
 
     def with_column(self, field: Field, column: Column) -> Block:
         """The same block with one column, and its field, exchanged."""
-        return Block(self.schema.replace(field), {**self.columns, field.name: column})
+        return Block(self.schema.replace(field), {**self.columns, field.name: column}, self.origin)
 
     @staticmethod
     def concat(blocks: Sequence[Block]) -> Block:
@@ -158,7 +167,8 @@ class Block:
                 columns[name] = Ragged.concat([p for p in pieces if isinstance(p, Ragged)])
             else:
                 columns[name] = np.concatenate([p for p in pieces if not isinstance(p, Ragged)])
-        return Block(first.schema, columns)
+        origins = [block.origin for block in blocks if block.origin is not None]
+        return Block(first.schema, columns, np.concatenate(origins) if len(origins) == len(blocks) else None)
 
     def validate(self) -> None:
         """Hold every column against its field. Raises `SchemaError` that names field and row."""

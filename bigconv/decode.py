@@ -18,7 +18,7 @@ What comes out is always `[height, width, 3] uint8`, RGB, C-contiguous and writa
 JPEG is decoded by simplejpeg, what it can't read (CMYK, rare samplings) and all else by Pillow. A file that is cut
 short is an error, and so is a JPEG whose pixel data libjpeg finds damaged, where Pillow would fill in grey. Extra
 bytes between JPEG segments are not: cameras write them. More than `MAX_PIXELS` pixels are refused before any are
-decoded. Formats are told by content, never by suffix, and only those of `EXTENSIONS` are tried: Pillow knows many
+decoded. Formats are told by content, never by suffix, and only those in `_PLUGINS` are tried: Pillow knows many
 more, one of which runs Ghostscript.
 """
 
@@ -36,11 +36,6 @@ import numpy as np
 from bigconv.block import Array
 from bigconv.errors import InputError
 
-#: Suffixes of the files that are looked for in a folder of images, in lower case.
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
-    ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
 MAX_PIXELS = 178_956_970  # Pillow's limit, a quarter GiB of 24-bit pixels: past it Pillow only warns, we refuse
 HEAD_BYTES = 64 << 10  # 64 KiB: nearly all JPEG headers, EXIF thumbnail included, end before that
 

@@ -17,12 +17,16 @@ from bigconv.errors import MissingPackage, UsageError
 
 @dataclass(frozen=True)
 class Entry:
-    """Where something lives: `module:attribute`, the file extensions it goes by, and its extra."""
+    """Where something lives: `module:attribute`, the file extensions it goes by, and its extra.
+
+    `takes`, of sources: files named one by one (`files`), folders that hold such files (`folder`), or `both`.
+    """
 
     target: str
     extensions: tuple[str, ...] = ()
     extra: str | None = None
     magic: Callable[[Path], bool] | None = None
+    takes: str = "files"
 
 
 def _head(path: Path, n: int) -> bytes:
@@ -71,9 +75,16 @@ STORES = {
 ALIASES = {"h5": "hdf5", "mmap": "memmap", "npy": "memmap"}
 SOURCES = {
     "store": Entry("bigconv.sources.store:StoreSource"),
-    "images": Entry("bigconv.sources.images:ImageFolder"),
-    "arrays": Entry("bigconv.sources.arrays:Arrays"),
-    "array-folder": Entry("bigconv.sources.array_folder:ArrayFolder"),
+    "images": Entry(
+        "bigconv.sources.images:ImageFolder",
+        (
+            *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+            *(".ppm", ".pgm", ".pbm", ".pnm"),
+        ),
+        takes="folder",
+    ),
+    "arrays": Entry("bigconv.sources.arrays:Arrays", (".npy", ".npz")),
+    "array-folder": Entry("bigconv.sources.array_folder:ArrayFolder", (".npy", ".npz"), takes="folder"),
 }
 TRANSFORMS = {
     "resize": Entry("bigconv.transforms.resize:Resize"),

@@ -139,7 +139,7 @@ def _show_plan(request: Request, plan: Plan, as_json: bool) -> None:
     out = console()
     out.print(
         f"[bold]{text.printable(str(request.dest))}[/bold] would be a {plan.store.name} store of "
-        f"{text.plural(plan.inputs, 'row')} from {plan.source.name}"
+        f"{_rows(plan)} from {plan.source.name}"
     )
     out.print(field_table(plan.schema, plan.store.describe(plan.schema)))
     steps = " → ".join(step.name for step in plan.steps) or "none"
@@ -147,6 +147,12 @@ def _show_plan(request: Request, plan: Plan, as_json: bool) -> None:
     out.print(f"steps {steps} · data {about} · free {text.size(free)}")
     if estimate is not None and estimate > free:
         out.print("[red]There is not enough free space.[/red]")
+
+
+def _rows(plan: Plan) -> str:
+    from bigconv.cli import text
+
+    return "rows" if plan.inputs is None else text.plural(plan.inputs, "row")
 
 
 def _outcome_json(outcome: Outcome) -> dict[str, Any]:

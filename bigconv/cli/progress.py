@@ -11,7 +11,7 @@ LINE_SECONDS = 30.0
 
 
 @contextmanager
-def progress(total: int, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def progress(total: int | None, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A function to be called with rows and bytes done since the last call."""
     if quiet:
         yield lambda _rows, _nbytes: None
@@ -41,9 +41,10 @@ def progress(total: int, unit: str, quiet: bool) -> Iterator[Callable[[int, int]
             if now - last >= LINE_SECONDS:
                 last = now
                 rate = rows_done / (now - start)
+                of = "" if total is None else f" of {total:,}"
+                left = "" if total is None else f" · {(total - rows_done) / rate:,.0f} s left"
                 print(  # noqa: T201
-                    f"{rows_done:,} of {total:,} {unit} · {bytes_done / 1e6:,.0f} MB · {rate:,.0f} {unit}/s · "
-                    f"{(total - rows_done) / rate:,.0f} s left",
+                    f"{rows_done:,}{of} {unit} · {bytes_done / 1e6:,.0f} MB · {rate:,.0f} {unit}/s{left}",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bigconv import registry
-from bigconv.decode import EXTENSIONS as IMAGES
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Schema, unknown
 from bigconv.sources.base import Source
 from bigconv.transforms.base import Transform
 
-ARRAYS = (".npy", ".npz")
 LOOK_AT = 10_000  # files of a folder that are looked at to tell what it holds
 STEPS = ("resize", "dtype", "layout")
 
@@ -52,40 +51,44 @@ def recognise(paths: Sequence[Path]) -> str:
     """Name of the source that fits the paths. Raises `InputError`, saying what was seen."""
     if all(registry.recognise(path) for path in paths):
         return "store"
-    if all(path.is_file() and path.suffix.lower() in ARRAYS for path in paths):
-        return "arrays"
     if len(paths) == 1 and paths[0].is_dir():
-        return _folder(paths[0])
-    if len(paths) > 1 and any(path.is_dir() for path in paths):
-        raise InputError("several inputs must all be array files or all be stores; give a folder on its own")
-    odd = next(p for p in paths if not p.is_file() or p.suffix.lower() not in ARRAYS)
+        return _of_folder(paths[0])
+    if any(path.is_dir() for path in paths):
+        raise InputError("several inputs must all be files or all be stores; give a folder on its own")
+    for name, entry in registry.SOURCES.items():
+        if entry.takes != "folder" and entry.extensions and all(_ends(p.name, entry.extensions) for p in paths):
+            return name
+    known = sorted({e for entry in registry.SOURCES.values() if entry.takes != "folder" for e in entry.extensions})
+    odd = next((p for p in paths if not _ends(p.name, tuple(known))), None)
+    if odd is None:
+        raise InputError("files of different kinds can't make one store: convert each kind on its own")
     raise InputError(
-        f"{odd}: not recognised. bigconv reads folders of images or arrays, .npy and .npz files, and its own stores;\n"
+        f"{odd}: not recognised. bigconv reads its own stores, folders, and files {' '.join(known)};\n"
         "--from NAME says what it is"
     )
 
 
-def _folder(path: Path) -> str:
-    counts: dict[str, int] = {}
+def _ends(name: str, extensions: tuple[str, ...]) -> bool:
+    return name.lower().endswith(extensions)
+
+
+def _of_folder(path: Path) -> str:
     names = (name for _, _, files in os.walk(path) for name in files if not name.startswith("."))
-    for name in islice(names, LOOK_AT):
-        suffix = os.path.splitext(name)[1].lower()
-        counts[suffix] = counts.get(suffix, 0) + 1
-    images, arrays = (sum(counts.get(s, 0) for s in group) for group in (IMAGES, ARRAYS))
-    if images and arrays:
-        raise InputError(
-            f"{path}: {images} images and {arrays} array files in one folder: say which with --from images|array-folder"
-        )
-    if images:
-        return "images"
-    if arrays:
-        return "array-folder"
-    if not counts:
+    seen = list(islice(names, LOOK_AT))
+    folders = {name: entry for name, entry in registry.SOURCES.items() if entry.takes != "files"}
+    counts = {name: sum(_ends(n, entry.extensions) for n in seen) for name, entry in folders.items()}
+    fits = [name for name, n in counts.items() if n]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        listed = ", ".join(f"{counts[name]} for {name}" for name in fits)
+        raise InputError(f"{path}: files of several kinds in one folder ({listed}): say which with --from NAME")
+    if not seen:
         raise InputError(f"{path}: an empty folder")
-    seen = ", ".join(f"{n} {s or 'without extension'}" for s, n in sorted(counts.items(), key=lambda kv: -kv[1])[:4])
-    raise InputError(
-        f"{path}: nothing in it that bigconv reads (found {seen}).\nIt reads images and .npy, .npz arrays."
-    )
+    suffixes = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in seen)
+    found = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(4))
+    known = " ".join(sorted({e for entry in folders.values() for e in entry.extensions}))
+    raise InputError(f"{path}: nothing in it that bigconv reads (found {found}).\nIt reads folders of {known}")
 
 
 def make_steps(source: Source, steps: Sequence[tuple[str, str]], fit: str) -> tuple[list[Transform], Schema]:

@@ -27,7 +27,7 @@ class Plan:
     store: Any  # bigconv.stores.base.Store
 
     @property
-    def inputs(self) -> int:
+    def inputs(self) -> int | None:
         return self.source.inputs
 
     def recipe(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Plan:
 
     def estimate(self) -> int | None:
         """Bytes of data to expect; None when rows differ in size and nothing tells by how much."""
-        if any(f.ragged for f in self.schema):
+        if self.inputs is None or any(f.ragged for f in self.schema):
             return None
         return self.inputs * sum(f.row_bytes for f in self.schema)
 

@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bigconv import registry
 from bigconv.block import Array, Block, Column, Ragged
 from bigconv.errors import InputError, SchemaError
 from bigconv.schema import Field, Schema
 from bigconv.sources import npy
-from bigconv.sources.base import SPAN_BYTES, Reject, Span
+from bigconv.sources.base import SPAN_BYTES, Reject, Span, origins
 from bigconv.sources.filelist import FileList
 
 FIELD = "array"  # of a .npy file; members of an .npz have names of their own
+EXTENSIONS = registry.SOURCES["array-folder"].extensions
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 
 
@@ -27,6 +29,7 @@ class ArrayFolder:
     name: ClassVar[str] = "array-folder"
     decodes: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ()
+    hints: ClassVar[tuple[str, ...]] = ()
 
     files: FileList
     schema: Schema
@@ -36,7 +39,7 @@ class ArrayFolder:
         """List the files and read every header: the schema must hold for all of them. Raises `InputError`."""
         if len(paths) != 1 or not paths[0].is_dir():
             raise InputError("a folder of arrays is one folder; name the files themselves to make a field of each")
-        files = FileList.below(paths[0], lambda name: name.lower().endswith(npy.EXTENSIONS))
+        files = FileList.below(paths[0], lambda name: name.lower().endswith(EXTENSIONS))
         if not len(files):
             raise InputError(f"{paths[0]}: no .npy or .npz files in it")
         first: dict[str, npy.ArrayFile] | None = None
@@ -76,19 +79,21 @@ class ArrayFolder:
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
         cells: dict[str, list[Array]] = {f.name: [] for f in self.schema}
+        first = span.start
         for i in range(span.start, span.stop):
             try:
                 row = self._row(i)
             except (InputError, SchemaError, OSError, ValueError) as error:
-                if cells[self.schema.names[0]]:
-                    yield self._block(cells)
+                if first < i:
+                    yield self._block(cells, first)
                     cells = {f.name: [] for f in self.schema}
+                first = i + 1
                 yield Reject(self.files.name(i), i, "read", str(error))
                 continue
             for name, value in row.items():
                 cells[name].append(value)
-        if cells[self.schema.names[0]]:
-            yield self._block(cells)
+        if first < span.stop:
+            yield self._block(cells, first)
 
     def _row(self, i: int) -> dict[str, Array]:
         found = _members(self.files.path(i))
@@ -105,12 +110,13 @@ class ArrayFolder:
             row[f.name] = array
         return row
 
-    def _block(self, cells: dict[str, list[Array]]) -> Block:
+    def _block(self, cells: dict[str, list[Array]], first: int) -> Block:
         columns: dict[str, Column] = {}
         for f in self.schema:
             rows = cells[f.name]
             columns[f.name] = Ragged.of(rows, f) if f.ragged else np.stack(rows).astype(f.dtype, copy=False)
-        return Block(self.schema, columns)
+        stop = first + len(cells[self.schema.names[0]])
+        return Block(self.schema, columns, origins(np.arange(first, stop)))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.name, "files": len(self.files), "bytes": int(self.files.sizes.sum())}

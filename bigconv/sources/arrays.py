@@ -12,7 +12,8 @@ import numpy as np
 from bigconv.block import Array, Block, Column
 from bigconv.errors import InputError
 from bigconv.schema import Schema
-from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans
+from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
+from bigconv.sources.filelist import FileList
 from bigconv.sources.npy import ArrayFile, array_files, column_of, field_of
 
 
@@ -24,7 +25,10 @@ class Arrays:
     decodes: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ("axis",)
 
-    files: tuple[ArrayFile, ...]
+    hints: ClassVar[tuple[str, ...]] = ()
+
+    arrays: tuple[ArrayFile, ...]
+    files: FileList
     names: tuple[str, ...]
     axis: int
     schema: Schema
@@ -49,27 +53,28 @@ class Arrays:
         if len(set(rows.values())) > 1:
             listed = ", ".join(f"{where} has {n}" for where, n in rows.items())
             raise InputError(f"arrays of one store need equal rows along axis {axis}: {listed}")
-        return cls(tuple(files.values()), tuple(files), axis, Schema(tuple(fields)))
+        return cls(tuple(files.values()), FileList.named(paths), tuple(files), axis, Schema(tuple(fields)))
 
     @property
     def inputs(self) -> int:
-        return self.files[0].shape[self.axis]
+        return self.arrays[0].shape[self.axis]
 
     def plan(self) -> Sequence[Span]:
-        row = sum(np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) // max(1, self.inputs) for f in self.files)
+        row = sum(np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) // max(1, self.inputs) for f in self.arrays)
         return even_spans(self.inputs, max(1, SPAN_BYTES // max(1, row)))
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
-        arrays = self._arrays()
+        arrays = self._opened()
         columns: dict[str, Column] = {}
         for field, array in zip(self.schema, arrays, strict=True):
             columns[field.name] = column_of(array[span.start : span.stop], field)
-        yield Block(self.schema, columns)
+        # every file has a part of each row, so the first stands for all
+        yield Block(self.schema, columns, origins(0, np.arange(span.start, span.stop)))
 
-    def _arrays(self) -> list[Array]:
+    def _opened(self) -> list[Array]:
         held: list[Array] | None = self.__dict__.get("_open")
         if held is None:
-            held = [np.moveaxis(file.open(), self.axis, 0) for file in self.files]
+            held = [np.moveaxis(file.open(), self.axis, 0) for file in self.arrays]
             self.__dict__["_open"] = held
         return held
 
@@ -82,6 +87,6 @@ class Arrays:
             "axis": self.axis,
             "files": [
                 {"path": Path(f.path).name, "member": f.member, "dtype": f.dtype, "shape": list(f.shape)}
-                for f in self.files
+                for f in self.arrays
             ],
         }

@@ -6,15 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from bigconv.block import Block
+import numpy as np
+
+from bigconv.block import Block, Index
 from bigconv.schema import Schema
+from bigconv.sources.filelist import FileList
 
 SPAN_BYTES = 8 << 20  # 8 MiB of rows a block: past this a copy no longer gets faster
 
 
 @dataclass(frozen=True)
 class Span:
-    """Inputs `start` to `stop` (exclusive) of a source; a pure function of the source, never of the workers."""
+    """A piece of a source, `start` to `stop` (exclusive), in the source's own unit: files, rows or bytes.
+
+    Boundaries are a pure function of the source, never of the workers.
+    """
 
     start: int
     stop: int
@@ -36,18 +42,27 @@ class Reject:
 class Source(Protocol):
     """Raw files as rows. Frozen, picklable, holds paths and numbers but nothing open.
 
-    Made by `Class.find(paths, options)`, which raises `InputError` when the paths aren't of its kind.
+    Made by `Class.find(paths, **options)`, which raises `InputError` when the paths aren't of its kind. `options` names
+    the keywords that are the user's (`--label-from` is `label_from`), `hints` those that only spare work
+    (`workers`, `sizes_matter`).
     """
 
     name: ClassVar[str]
     decodes: ClassVar[bool]  # False: rows are copied as they are, in large slices, and workers don't help
+    options: ClassVar[tuple[str, ...]]
+    hints: ClassVar[tuple[str, ...]]
 
     @property
     def schema(self) -> Schema: ...
 
     @property
-    def inputs(self) -> int:
-        """How many inputs there are: rows, if none is rejected."""
+    def inputs(self) -> int | None:
+        """How many inputs there are: rows, if none is rejected. None when only reading tells (lines of a table)."""
+        ...
+
+    @property
+    def files(self) -> FileList:
+        """The files that are read, which `Block.origin` counts."""
         ...
 
     def plan(self) -> Sequence[Span]:
@@ -55,12 +70,21 @@ class Source(Protocol):
         ...
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
-        """Rows of one span in order. len(span) = rows of the blocks + rejects."""
+        """Rows of one span in order, with their `origin`. Each input is in a block or is a reject.
+
+        Blocks have about `SPAN_BYTES` at most, and may share no memory that the next step overwrites.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps: JSON values, paths relative to the source, nothing of this machine."""
         ...
+
+
+def origins(files: Index | int, rows: Index | int = 0) -> Index:
+    """int64 `[rows, 2]` for `Block.origin`; one of the two is an array, the other may be one number for all."""
+    file, row = np.broadcast_arrays(np.asarray(files, np.int64), np.asarray(rows, np.int64))
+    return np.stack([file, row], axis=1)
 
 
 def even_spans(inputs: int, size: int) -> list[Span]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,24 @@ class FileList:
             np.cumsum(lengths),
             np.array([size for _, size, _ in entries], np.int64),
             np.array([mtime for _, _, mtime in entries], np.int64),
+        )
+
+    @classmethod
+    def named(cls, paths: Sequence[Path]) -> FileList:
+        """Files named one by one, in the order given; each goes by its own name. Raises `InputError`."""
+        found = []
+        for path in paths:
+            try:
+                info = path.stat()
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror}") from error
+            found.append((os.fsencode(path.name), info.st_size, info.st_mtime_ns))
+        return cls(
+            "",
+            b"".join(name for name, _, _ in found),
+            np.cumsum([len(name) for name, _, _ in found], dtype=np.int64),
+            np.array([size for _, size, _ in found], np.int64),
+            np.array([mtime for _, _, mtime in found], np.int64),
         )
 
     @classmethod

@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bigconv import decode
+from bigconv import decode, registry
 from bigconv.block import Array, Block, Column, Index, Ragged
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema, unknown
-from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans
+from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
 from bigconv.sources.filelist import FileList
 
+EXTENSIONS = registry.SOURCES["images"].extensions
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
 LABELS = ("folder", "name:REGEX", "csv:FILE", "none")
@@ -65,7 +66,7 @@ class ImageFolder:
         if len(paths) != 1 or not paths[0].is_dir():
             raise InputError("images are converted from one folder; give that folder alone")
         root = paths[0]
-        files = FileList.below(root, lambda name: name.lower().endswith(decode.EXTENSIONS))
+        files = FileList.below(root, lambda name: name.lower().endswith(EXTENSIONS))
         if not len(files):
             raise InputError(_nothing(root))
         label_from, names = _labels(files, label_from)
@@ -143,7 +144,7 @@ class ImageFolder:
         columns: dict[str, Column] = {"image": column}
         if self.labels is not None:
             columns["label"] = self.labels[start:stop]
-        return Block(self.schema, columns)
+        return Block(self.schema, columns, origins(np.arange(start, stop)))
 
     def _paths(self, start: int, stop: int) -> list[bytes]:
         root = os.path.join(os.fsencode(self.files.root), b"")
@@ -305,4 +306,4 @@ def _nothing(root: Path) -> str:
     others = FileList.below(root, lambda _: True)
     counts = Counter(os.path.splitext(others.name(i))[1].lower() or "without suffix" for i in range(len(others)))
     listed = ", ".join(f"{n} {suffix}" for suffix, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))[:4])
-    return f"{root}: no images in it (found {listed or 'no files'}).\nLooked for {' '.join(decode.EXTENSIONS)}"
+    return f"{root}: no images in it (found {listed or 'no files'}).\nLooked for {' '.join(EXTENSIONS)}"

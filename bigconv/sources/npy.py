@@ -19,7 +19,6 @@ from bigconv.schema import Field
 from bigconv.sources.base import SPAN_BYTES
 
 MAX_HEADER = 1 << 20  # 1 MiB: numpy's own headers have a few hundred bytes
-EXTENSIONS = (".npy", ".npz")
 
 
 @dataclass(frozen=True)

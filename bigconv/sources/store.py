@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from bigconv.block import Block
 from bigconv.schema import Schema
-from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans
+from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
+from bigconv.sources.filelist import FileList
 from bigconv.view.table import StoreView
 
 
@@ -20,6 +23,7 @@ class StoreSource:
     name: ClassVar[str] = "store"
     decodes: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
+    hints: ClassVar[tuple[str, ...]] = ()
 
     view: StoreView
 
@@ -32,6 +36,10 @@ class StoreSource:
         return self.view.schema
 
     @property
+    def files(self) -> FileList:
+        return FileList.named(self.view.paths)
+
+    @property
     def inputs(self) -> int:
         return len(self.view)
 
@@ -41,7 +49,11 @@ class StoreSource:
         return even_spans(len(self.view), max(1, SPAN_BYTES // row))
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
-        yield from self.view.blocks(span.start, span.stop)
+        row = span.start
+        for block in self.view.blocks(span.start, span.stop):
+            store, inside = self.view.whence(np.arange(row, row + len(block)))
+            yield Block(block.schema, block.columns, origins(store, inside))
+            row += len(block)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -146,14 +146,18 @@ class StoreView:
             raise RowError(f"row {low if low < -n else high} of {n} rows: {', '.join(map(str, self.paths[:3]))}")
         return np.where(index < 0, index + n, index) if low < 0 else index
 
+    def whence(self, index: Index) -> tuple[Index, Index]:
+        """Number of the store, and of the row in it, of each row: int64 `[rows]` both."""
+        store = np.searchsorted(self._starts, index, side="right") - 1
+        return store, index - self._starts[store]
+
     def take_field(self, name: str, index: Index, out: Array | None = None) -> Column:
         """One field of rows that `rows()` has checked. `out`: uint8 `[rows, row_bytes]`, for fixed fields."""
         parts = self._open()
         field = self.schema[name]
         if len(parts) == 1:
             return _take_from(parts[0], field, index, out)
-        part_of = np.searchsorted(self._starts, index, side="right") - 1
-        inside = index - self._starts[part_of]
+        part_of, inside = self.whence(index)
         present = np.unique(part_of)
         if not field.ragged and all(parts[p].gathers is not None for p in present):
             addresses = np.empty(len(index), np.int64)

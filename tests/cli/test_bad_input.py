@@ -60,7 +60,7 @@ def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     refused(run("convert", tmp_path / "raw", tmp_path / "out.h5"), 2, "an empty folder")
     (tmp_path / "raw" / "notes.docx").write_text("x")
-    refused(run("convert", tmp_path / "raw", tmp_path / "out.h5"), 2, "1 .docx", "images")
+    refused(run("convert", tmp_path / "raw", tmp_path / "out.h5"), 2, "1 .docx", ".jpg")
     assert left(tmp_path) == ["raw"]
 
 
