@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bigconv.errors import BigconvError
     from bigconv.manifest import Manifest
     from bigconv.schema import Field, Schema
+    from bigconv.transforms.batched import batched
     from bigconv.view.table import StoreView
     from bigconv.view.table import open_view as open  # noqa: A004  the name users expect
 
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BigconvError": "bigconv.errors:BigconvError",
     "Block": "bigconv.block:Block",
+    "batched": "bigconv.transforms.batched:batched",
     "Field": "bigconv.schema:Field",
     "Manifest": "bigconv.manifest:Manifest",
     "Ragged": "bigconv.block:Ragged",
@@ -38,6 +40,7 @@ __all__ = [
     "Ragged",
     "Schema",
     "StoreView",
+    "batched",
     "convert",
     "open",
 ]

@@ -177,7 +177,7 @@ class Block:
             if f.ragged != isinstance(column, Ragged):
                 raise SchemaError(f"field {f.name}: expected {'a Ragged' if f.ragged else 'an array'}")
             values = column.values if isinstance(column, Ragged) else column
-            if values.dtype != np.dtype(f.dtype):
+            if values.dtype.newbyteorder("=") != np.dtype(f.dtype):
                 raise SchemaError(f"field {f.name}: expected dtype {f.dtype}, got {values.dtype}")
             if values.shape[1:] != f.item_shape:
                 raise SchemaError(
@@ -198,9 +198,14 @@ def _validate_ragged(f: Field, column: Ragged) -> None:
         raise SchemaError(f"field {f.name}: {'expected' if f.has_shapes else 'unexpected'} shapes")
     if column.shapes is None:
         return
-    if column.shapes.shape != (len(column), len(f.shape)):
-        raise SchemaError(f"field {f.name}: expected shapes {(len(column), len(f.shape))}, got {column.shapes.shape}")
-    bad = np.prod(column.shapes, axis=1) != lengths
+    if column.shapes.dtype != np.int64 or column.shapes.shape != (len(column), len(f.shape)):
+        raise SchemaError(
+            f"field {f.name}: expected shapes int64 {[len(column), len(f.shape)]}, "
+            f"got {column.shapes.dtype} {list(column.shapes.shape)}"
+        )
+    # a product alone would let pass (-1, -4) for 4 values, and (2³², 2³²), which wraps to 0, for none
+    bad = (np.prod(column.shapes, axis=1) != lengths) | (column.shapes < 0).any(axis=1)
+    bad |= (column.shapes == 0).any(axis=1) != (lengths == 0)
     for axis, n in enumerate(f.shape):
         if n is not None:
             bad |= column.shapes[:, axis] != n

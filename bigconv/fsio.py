@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import xxhash
+
 from bigconv.errors import OutputError
 
 COPY_BYTES = 8 << 20  # 8 MiB a call: past this a copy no longer gets faster
@@ -30,9 +32,13 @@ class AppendFile:
     def __init__(self, path: Path, keep: int = 0) -> None:
         """Open for appending after the first `keep` bytes; what follows them is cut off."""
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        os.ftruncate(self._fd, keep)
-        os.lseek(self._fd, keep, os.SEEK_SET)
+        with writing(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            size = os.fstat(self._fd).st_size
+            if size < keep:
+                raise OutputError(f"{path}: has {size} bytes, fewer than the {keep} of its checkpoint; use --restart")
+            os.ftruncate(self._fd, keep)
+            os.lseek(self._fd, keep, os.SEEK_SET)
         self._size = keep
 
     def tell(self) -> int:
@@ -231,6 +237,24 @@ def files_below(path: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def digest_file(path: Path, skip: tuple[int, int] = (0, 0)) -> str:
+    """xxh3-128 of a file's bytes, hex; `skip`: first byte and number of bytes that are left out."""
+    total = xxhash.xxh3_128()
+    begin, length = skip
+    with open(path, "rb", buffering=0) as file:
+        room = memoryview(bytearray(COPY_BYTES))
+        at = 0
+        while True:
+            wanted = min(len(room), begin - at) if at < begin else len(room)
+            got = file.readinto(room[:wanted])
+            if not got:
+                return total.hexdigest()
+            total.update(room[:got])
+            at += got
+            if length and at == begin:
+                at = file.seek(begin + length)
+
+
 def remove(path: Path) -> None:
     """Remove a file or folder that bigconv wrote; what is gone already is fine."""
     if path.is_dir() and not path.is_symlink():
@@ -289,6 +313,9 @@ class Lock:
         except OSError:
             self._file.close()
             raise OutputError(f"{path.parent}: another bigconv is writing here; wait for it, or stop it") from None
+        if not path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
+            self._file.close()  # the one before has just finished and removed the folder
+            raise OutputError(f"{path.parent}: another bigconv was writing here; run the command again")
 
     def release(self) -> None:
         self._file.close()

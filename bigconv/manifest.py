@@ -33,7 +33,9 @@ class Manifest:
     source: Mapping[str, Any]
     recipe: Mapping[str, Any]
     bigconv_version: str
-    files: Mapping[str, int] = default(default_factory=dict)  # path below the store's root -> bytes
+    # path below the store (`.`: the file itself) -> bytes and xxh3-128, hex; what holds the manifest is left out
+    files: Mapping[str, tuple[int, str]] = default(default_factory=dict)
+    plan: str = ""  # hex SHA-256 over source, recipe and file list: tells an unchanged conversion
 
     @property
     def content_digest(self) -> str:
@@ -57,7 +59,8 @@ class Manifest:
             "content_digest": self.content_digest,
             "source": dict(self.source),
             "recipe": dict(self.recipe),
-            "files": dict(self.files),
+            "files": {name: list(entry) for name, entry in self.files.items()},
+            "plan": self.plan,
         }
         body["checksum"] = _checksum(body)
         return canonical(body)
@@ -72,7 +75,7 @@ class Manifest:
             if not isinstance(body, dict) or body.get("format") != FORMAT:
                 raise ValueError("not a bigconv manifest")
             version = body["version"]
-            if not isinstance(version, int) or version < 1:
+            if count(version) < 1:
                 raise ValueError(f"version {version!r}")
             if version > VERSION:
                 raise LaterVersion(
@@ -98,7 +101,7 @@ class Manifest:
         digests = Digests(rows, block_rows, tables)
         if any(len(table) != digests.blocks * DIGEST_BYTES for table in tables.values()):
             raise ValueError("digests do not fit the number of rows")
-        files = {_relative(name): count(size) for name, size in body["files"].items()}
+        files = {_relative(name): _size_and_digest(entry) for name, entry in body["files"].items()}
         return cls(
             schema=schema,
             rows=rows,
@@ -108,6 +111,7 @@ class Manifest:
             recipe=_mapping(body["recipe"]),
             bigconv_version=str(body["bigconv_version"]),
             files=files,
+            plan=str(body["plan"]),
         )
 
 
@@ -142,8 +146,17 @@ def _mapping(value: object) -> dict[str, Any]:
     return value
 
 
+def _size_and_digest(entry: object) -> tuple[int, str]:
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+        raise ValueError(f"expected bytes and digest of a file, got {entry!r:.80}")
+    return count(entry[0]), entry[1]
+
+
 def _relative(name: str) -> str:
+    if name == ".":
+        return name
     parts = name.split("/")
-    if not name or name.startswith("/") or "\\" in name or ":" in parts[0] or {"", ".", ".."} & set(parts):
+    odd = "\\" in name or "\0" in name or ":" in parts[0]
+    if odd or {"", ".", ".."} & set(parts):  # "" stands for // and for / at either end
         raise SchemaError(f"file {name!r} is not a path below the store")
     return name

@@ -84,12 +84,20 @@ SOURCES = {
         takes="folder",
     ),
     "arrays": Entry("bigconv.sources.arrays:Arrays", (".npy", ".npz")),
+    "csv": Entry("bigconv.sources.csv:Csv", (".csv", ".tsv"), takes="both"),
+    "parquet": Entry("bigconv.sources.parquet:Parquet", (".parquet",), takes="both"),
+    "arrow": Entry("bigconv.sources.arrow:ArrowIpc", (".arrow", ".arrows", ".feather", ".ipc"), takes="both"),
+    "jsonl": Entry("bigconv.sources.jsonl:JsonLines", (".jsonl", ".ndjson"), takes="both"),
     "array-folder": Entry("bigconv.sources.array_folder:ArrayFolder", (".npy", ".npz"), takes="folder"),
 }
 TRANSFORMS = {
     "resize": Entry("bigconv.transforms.resize:Resize"),
     "dtype": Entry("bigconv.transforms.dtype:ToDtype"),
     "layout": Entry("bigconv.transforms.layout:Layout"),
+    "crop": Entry("bigconv.transforms.crop:Crop"),
+    "normalize": Entry("bigconv.transforms.normalize:Normalize"),
+    "map": Entry("bigconv.transforms.map:Map"),
+    "filter": Entry("bigconv.transforms.filter:Filter"),
 }
 _KINDS = {"store": STORES, "source": SOURCES, "transform": TRANSFORMS}
 
@@ -97,6 +105,11 @@ _KINDS = {"store": STORES, "source": SOURCES, "transform": TRANSFORMS}
 def names(kind: str) -> tuple[str, ...]:
     """All registered names of a kind (`store`, `source` or `transform`), plug-ins included."""
     return (*_KINDS[kind], *(name for name in _plugins(kind) if name not in _KINDS[kind]))
+
+
+def extensions(kind: str) -> tuple[str, ...]:
+    """All file extensions that entries of a kind go by."""
+    return tuple(e for entry in _KINDS[kind].values() for e in entry.extensions)
 
 
 def load(kind: str, name: str) -> Any:

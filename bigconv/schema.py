@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ DTYPES = (
 #: What the bytes of a column mean. `text` is UTF-8, `encoded` an image file as it is on disk.
 KINDS = ("array", "image", "label", "text", "bytes", "encoded", "tokens", "audio", "video", "volume")
 
-_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
+MAX_AXES = 31  # HDF5 allows 32, one of which is the row
+_NAME = re.compile(r"[^\x00-\x1f\x7f/\\\ud800-\udfff]{1,200}")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # a file name's byte that isn't UTF-8: JSON can't hold it
 
 
 def dtype_name(dtype: object, where: str = "array") -> str:
@@ -39,8 +42,11 @@ def dtype_name(dtype: object, where: str = "array") -> str:
 
     Raises `SchemaError` for objects, strings, dates and other types that no store holds natively.
     """
-    name = np.dtype(dtype).newbyteorder("=").name  # type: ignore[call-overload]
-    if name not in DTYPES:
+    try:
+        name = np.dtype(dtype).newbyteorder("=").name  # type: ignore[call-overload]
+    except (TypeError, ValueError, SyntaxError):
+        name = repr(dtype)
+    if dtype is None or name not in DTYPES:  # numpy takes None for float64
         hint = " Object arrays hold pickles, which are never read." if name == "object" else ""
         raise SchemaError(f"{where}: dtype {name} can't be stored.{hint}\nStorable: {', '.join(DTYPES)}.")
     return str(name)
@@ -84,16 +90,28 @@ class Field:
     classes: tuple[str, ...] | None = None  # names of the labels 0, 1, 2, …
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name[0] in "._" or self.name != self.name.strip():
+        name_fits = isinstance(self.name, str) and _NAME.fullmatch(self.name)
+        if not name_fits or self.name[0] in "._" or self.name != self.name.strip():
             raise SchemaError(
                 f"{self.name!r} can't be a field name: use 1 to 200 printable characters without / and \\, "
                 "not starting with . or _"
             )
         object.__setattr__(self, "dtype", dtype_name(self.dtype, f"field {self.name}"))
-        shape = tuple(None if n is None else int(n) for n in self.shape)
+        try:
+            shape = tuple(None if n is None else index(n) for n in self.shape)
+        except TypeError:
+            raise SchemaError(f"field {self.name}: a shape is whole numbers and None, got {self.shape!r}") from None
         if any(n is not None and n < 0 for n in shape):
             raise SchemaError(f"field {self.name}: negative extent in shape {shape}")
         object.__setattr__(self, "shape", shape)
+        if shape[:1] == (None,) and None not in shape[1:] and 0 in shape[1:]:
+            raise SchemaError(f"field {self.name}: rows of shape {shape} hold nothing, so their size can't be stored")
+        if len(shape) > MAX_AXES:
+            raise SchemaError(f"field {self.name}: {len(shape)} axes in a row; HDF5 holds {MAX_AXES} at most")
+        if self.classes is not None:
+            if any(not isinstance(name, str) or _SURROGATE.search(name) for name in self.classes):
+                raise SchemaError(f"field {self.name}: classes are names in Unicode, got {self.classes!r:.200}")
+            object.__setattr__(self, "classes", tuple(self.classes))
         if self.kind not in KINDS:
             raise SchemaError(f"field {self.name}: unknown kind {self.kind!r}, one of {', '.join(KINDS)}")
         if self.kind in ("text", "bytes", "encoded") and (self.dtype, shape) != ("uint8", (None,)):

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from bigconv.cli import convert, inspect
+from bigconv.cli import convert, inspect, options
 
 app = typer.Typer(
     name="bigconv",
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("convert")(convert.command)
+app.command("convert", cls=options.InOrder)(convert.command)
 app.command("inspect")(inspect.command)
 
 BUG = 70  # EX_SOFTWARE of sysexits.h

@@ -10,8 +10,9 @@ import typer
 from bigconv.cli import options
 
 if TYPE_CHECKING:
-    from bigconv.conversion.api import Outcome, Request
+    from bigconv.conversion.api import Request
     from bigconv.conversion.plan import Plan
+    from bigconv.conversion.run import Outcome
 
 
 def command(
@@ -22,29 +23,64 @@ def command(
             metavar="SOURCE... DEST", help="Raw files or a store, then the store to make.", show_default=False
         ),
     ],
-    from_: Annotated[
-        str | None, typer.Option("--from", help="What SOURCE is: images, arrays, array-folder, store.")
-    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="What SOURCE is, where its files don't tell.")] = None,
     to: Annotated[
         str | None, typer.Option("--to", help="Store: memmap, hdf5, lmdb, zarr (else by DEST's extension).")
     ] = None,
     label_from: Annotated[
-        str | None, typer.Option("--label-from", help="folder | name:REGEX | csv:FILE | none", rich_help_panel="Fields")
+        str | None,
+        typer.Option(
+            "--label-from", help="Labels of images: folder | name:REGEX | csv:FILE | none.", rich_help_panel="Fields"
+        ),
     ] = None,
-    axis: Annotated[
-        int, typer.Option("--axis", help="Axis of arrays along which rows lie.", rich_help_panel="Fields")
-    ] = 0,
     keep_encoded: Annotated[
         bool, typer.Option("--keep-encoded", help="Store image files as they are.", rich_help_panel="Fields")
     ] = False,
-    resize: Annotated[
+    axis: Annotated[
+        int, typer.Option("--axis", help="Axis of arrays along which rows lie.", rich_help_panel="Fields")
+    ] = 0,
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", help="Columns of a table, in this order.", metavar="A,B", rich_help_panel="Fields"),
+    ] = None,
+    pack: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pack",
+            help="Columns of a table as one matrix; * takes all other numeric ones.",
+            metavar="NAME=A,B|*",
+            rich_help_panel="Fields",
+        ),
+    ] = None,
+    fill: Annotated[
+        float | None, typer.Option("--fill", help="A number for missing values of a table.", rich_help_panel="Fields")
+    ] = None,
+    dtypes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtypes", help="Type of a column of CSV or JSON lines.", metavar="COLUMN=DTYPE", rich_help_panel="Fields"
+        ),
+    ] = None,
+    delimiter: Annotated[
         str | None,
         typer.Option(
-            "--resize",
-            metavar="S|HxW",
-            help="Resize images, antialiased.",
-            callback=options.step,
-            rich_help_panel="Steps",
+            "--delimiter", help="Between the values of a CSV (default: by extension).", rich_help_panel="Fields"
+        ),
+    ] = None,
+    quote: Annotated[
+        str | None, typer.Option("--quote", help="Quote character of a CSV, or none.", rich_help_panel="Fields")
+    ] = None,
+    header: Annotated[
+        str | None, typer.Option("--header", help="Header of a CSV: first | none | NAMES.", rich_help_panel="Fields")
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option("--encoding", help="Encoding of a CSV (default: UTF-8, strictly).", rich_help_panel="Fields"),
+    ] = None,
+    resize: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resize", help="Resize images, antialiased.", metavar="S|HxW", rich_help_panel="Steps, in the order typed"
         ),
     ] = None,
     fit: Annotated[
@@ -52,34 +88,107 @@ def command(
         typer.Option(
             "--fit",
             help="How --resize treats another aspect ratio: cover | contain | stretch.",
-            rich_help_panel="Steps",
+            rich_help_panel="Steps, in the order typed",
         ),
     ] = "cover",
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="Change the dtype, values kept.", callback=options.step, rich_help_panel="Steps"),
-    ] = None,
-    layout: Annotated[
-        str | None,
+    crop: Annotated[
+        list[str] | None,
         typer.Option(
-            "--layout",
-            help="Axis order of images: chw (default) | hwc.",
-            callback=options.step,
-            rich_help_panel="Steps",
+            "--crop",
+            help="Cut images, in the middle or at Y, X.",
+            metavar="HxW[+Y+X]",
+            rich_help_panel="Steps, in the order typed",
         ),
     ] = None,
+    normalize: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--normalize",
+            help="imagenet | unit | MEANS/STDS: float32 images.",
+            rich_help_panel="Steps, in the order typed",
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option("--dtype", help="Change the dtype, values kept.", rich_help_panel="Steps, in the order typed"),
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layout", help="Axis order of images: chw (default) | hwc.", rich_help_panel="Steps, in the order typed"
+        ),
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="A function of yours, row by row or batched.",
+            metavar="MODULE:FUNCTION",
+            rich_help_panel="Steps, in the order typed",
+        ),
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="A function of yours that says which rows stay.",
+            metavar="MODULE:FUNCTION",
+            rich_help_panel="Steps, in the order typed",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            help="For functions of yours that draw random numbers.",
+            rich_help_panel="Steps, in the order typed",
+        ),
+    ] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Take steps and options from a store, or from its recipe as JSON.")
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes that decode (default: cores).")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that bigconv wrote.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, convert nothing.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Convert the first N inputs only.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a store that bigconv wrote.", rich_help_panel="Policy")
+    ] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add rows of new files to DEST.", rich_help_panel="Policy")
+    ] = False,
+    retry_rejects: Annotated[
+        bool, typer.Option("--retry-rejects", help="Read rejected files of DEST again.", rich_help_panel="Policy")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist on unfinished work to go on with.", rich_help_panel="Policy")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Drop unfinished work and begin anew.", rich_help_panel="Policy")
+    ] = False,
+    max_rejects: Annotated[
+        str,
+        typer.Option(
+            "--max-rejects", metavar="N|P%", help="Publish without up to so many bad inputs.", rich_help_panel="Policy"
+        ),
+    ] = "0",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad input.", rich_help_panel="Policy")
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="S", help="Seconds one input may take; 0: any.", rich_help_panel="Policy"),
+    ] = 120.0,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Turn raw files into a store: memmap, HDF5, LMDB or Zarr.
 
-    SOURCE: a folder of images or arrays, .npy and .npz files, or any store. Steps run in the order typed.
+    SOURCE: a folder of images or arrays, .npy and .npz files, tables (CSV, Parquet, Arrow, JSON lines), or any store.
+    Steps run in the order typed.
     """
     from bigconv.conversion.api import Request, available_cores
+    from bigconv.conversion.run import Policy
     from bigconv.errors import UsageError
 
     if len(paths) < 2:
@@ -91,27 +200,56 @@ def command(
         to=to,
         steps=options.steps(ctx),
         fit=fit,
-        workers=available_cores() if workers is None else workers,
+        seed=seed,
+        limit=limit,
         overwrite=overwrite,
-        options={"label_from": label_from, "keep_encoded": keep_encoded, "axis": axis},
+        append=append,
+        retry_rejects=retry_rejects,
+        policy=Policy(
+            workers=available_cores() if workers is None else workers,
+            max_rejects=max_rejects,
+            strict=strict,
+            restart=restart,
+            timeout=timeout or None,
+        ),
+        options={
+            "label_from": label_from,
+            "keep_encoded": keep_encoded,
+            "axis": axis,
+            "columns": None if columns is None else columns.split(","),
+            "pack": pack or None,
+            "fill": fill,
+            "dtypes": dtypes or None,
+            "delimiter": delimiter,
+            "quote": quote,
+            "header": header,
+            "encoding": encoding,
+        },
     )
+    if recipe is not None:
+        request = request.replayed(recipe)
     if dry_run:
-        _show_plan(request, request.plan(), json)
+        _show_plan(request, request.plan()[0], json)
         return
-    outcome = _run(request, quiet)
+    outcome = _run(request, quiet, resume)
     if json:
         _print_json(_outcome_json(outcome))
     else:
         _show_outcome(outcome)
 
 
-def _run(request: Request, quiet: bool) -> Outcome:
-    from bigconv.cli.progress import progress
-    from bigconv.conversion.api import execute
+def _run(request: Request, quiet: bool, resume: bool) -> Outcome:
+    from bigconv.conversion.build import state_of
+    from bigconv.conversion.progress import progress
+    from bigconv.errors import UsageError
 
-    plan = request.plan()
+    plan, done = request.plan()
+    if done is not None:
+        return request.carry_out(plan, done)
+    if resume and state_of(request.dest) is None:
+        raise UsageError(f"--resume: there is no unfinished work for {request.dest}")
     with progress(plan.inputs, "rows", quiet) as step:
-        return execute(plan, request.dest, request.workers, step)
+        return request.carry_out(plan, None, step)
 
 
 def _show_plan(request: Request, plan: Plan, as_json: bool) -> None:
@@ -134,11 +272,13 @@ def _show_plan(request: Request, plan: Plan, as_json: bool) -> None:
             }
         )
         return
+    from rich.markup import escape
+
     from bigconv.cli.render import console, field_table
 
     out = console()
     out.print(
-        f"[bold]{text.printable(str(request.dest))}[/bold] would be a {plan.store.name} store of "
+        f"[bold]{escape(text.printable(str(request.dest)))}[/bold] would be a {plan.store.name} store of "
         f"{_rows(plan)} from {plan.source.name}"
     )
     out.print(field_table(plan.schema, plan.store.describe(plan.schema)))
@@ -160,9 +300,11 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "dest": str(outcome.dest),
+        "status": outcome.status,
         "store": manifest.store,
         "rows": manifest.rows,
-        "rejects": len(outcome.rejects),
+        "rows_resumed": outcome.resumed_rows,
+        "rejects": outcome.rejects,
         "bytes": outcome.bytes,
         "seconds": round(outcome.seconds, 3),
         "content_digest": manifest.content_digest,
@@ -171,16 +313,24 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _show_outcome(outcome: Outcome) -> None:
+    from rich.markup import escape
+
     from bigconv.cli import text
     from bigconv.cli.render import console
 
     manifest, seconds = outcome.manifest, max(outcome.seconds, 1e-9)
     dest = text.printable(str(outcome.dest))
+    bold = f"[bold]{escape(dest)}[/bold]"
     fields = ", ".join(repr(name) for name in manifest.schema.names) + ("," if len(manifest.schema) == 1 else "")
     out = console()
+    if outcome.status == "unchanged":
+        out.print(f"{bold}: unchanged, skipped · {text.plural(manifest.rows, 'row')}")
+        return
+    resumed = f" ({text.count(outcome.resumed_rows)} from before)" if outcome.resumed_rows else ""
     out.print(
-        f"[bold]{dest}[/bold]: {text.plural(manifest.rows, 'row')} · {text.plural(len(outcome.rejects), 'reject')} · "
-        f"{text.size(outcome.bytes)} · {seconds:.1f} s · {manifest.rows / seconds:,.0f} rows/s"
+        f"{bold}: {text.plural(manifest.rows, 'row')}{resumed} · "
+        f"{text.plural(outcome.rejects, 'reject')} · {text.size(outcome.bytes)} · {seconds:.1f} s · "
+        f"{outcome.rows / seconds:,.0f} rows/s"
     )
     out.print(f"content digest {manifest.content_digest}", style="dim")
     out.print("read it:")
@@ -191,4 +341,4 @@ def _show_outcome(outcome: Outcome) -> None:
 def _print_json(document: dict[str, Any]) -> None:
     import json
 
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(document, indent=2))  # in ASCII: a path may hold bytes that no encoding of stdout can

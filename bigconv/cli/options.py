@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Paths = Annotated[list[Path], typer.Argument(show_default=False)]
 
-STEPS = "bigconv.steps"
+STEPS = ("resize", "crop", "normalize", "dtype", "layout", "map_", "filter_")
+_TYPED = "bigconv.steps"
 
 
-def step(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
-    """Note a transform in the order it was typed: click calls back in that order."""
-    if value is not None and not ctx.resilient_parsing:
-        source = ctx.get_parameter_source(param.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            ctx.meta.setdefault(STEPS, []).append((param.name, str(value)))
-    return value
+class InOrder(TyperCommand):
+    """A command that notes its steps in the order they were typed, which click itself forgets."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        left = {name: list(values[name]) for name in STEPS if values.get(name)}
+        ctx.meta[_TYPED] = [(p.name.rstrip("_"), left[p.name].pop(0)) for p in order if p.name in left]
+        return super().parse_args(ctx, args)
 
 
 def steps(ctx: typer.Context) -> tuple[tuple[str, str], ...]:
-    return tuple(ctx.meta.get(STEPS, ()))
+    """Transforms as `(name, value)`, in the order typed."""
+    return tuple(ctx.meta.get(_TYPED, ()))

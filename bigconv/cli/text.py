@@ -15,8 +15,9 @@ def printable(text: str) -> str:
 def size(nbytes: float) -> str:
     """`1.5 GB`: powers of 1,000, as disks are sold."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if nbytes < 1000 or unit == "TB":
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        digits = 0 if unit == "B" else 1
+        if round(nbytes, digits) < 1000 or unit == "TB":
+            return f"{nbytes:,.{digits}f} {unit}"
         nbytes /= 1000
     raise AssertionError
 
@@ -25,8 +26,8 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
-def plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def plural(number: int, noun: str, ending: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
 def shape(extents: tuple[int | None, ...]) -> str:

@@ -1,36 +1,32 @@
-"""`bigconv.convert`: the whole line, plan → blocks → writer → verify → publish."""
+"""`bigconv.convert`: a conversion as a user asks for it, from the command line or from Python."""
 
 from __future__ import annotations
 
+import json
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bigconv import registry
-from bigconv.conversion.execute import run
-from bigconv.conversion.options import find_source, make_steps
+from bigconv.conversion.build import drop_leftovers
+from bigconv.conversion.destination import check_dest, unchanged
+from bigconv.conversion.options import exists, find_source, make_steps, recognise, replay
 from bigconv.conversion.plan import Plan, make_plan
-from bigconv.conversion.publish import building, check_dest
-from bigconv.errors import FindingsError, UsageError
+from bigconv.conversion.pool import prepare
+from bigconv.conversion.progress import in_notebook
+from bigconv.conversion.progress import progress as show_progress
+from bigconv.conversion.run import Outcome, Policy, Progress, execute
+from bigconv.conversion.splice import appended, retried
+from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
-from bigconv.sources.base import Reject
+from bigconv.sources.base import Source
+from bigconv.view.opening import open_store
 
 PathLike = str | os.PathLike[str]
-Progress = Callable[[int, int], None]  # rows done since the last call, bytes done since
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a conversion did."""
-
-    manifest: Manifest
-    dest: Path
-    seconds: float
-    bytes: int
-    rejects: tuple[Reject, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,55 +39,96 @@ class Request:
     to: str | None = None
     steps: tuple[tuple[str, str], ...] = ()
     fit: str = "cover"
-    workers: int = field(default_factory=lambda: available_cores())
+    seed: int = 0
+    limit: int | None = None
     overwrite: bool = False
+    append: bool = False
+    retry_rejects: bool = False
+    policy: Policy = field(default_factory=lambda: Policy(available_cores()))
     options: dict[str, Any] = field(default_factory=dict)
 
-    def plan(self) -> Plan:
-        """Look at everything and change nothing. Raises what `convert` would."""
-        if self.workers < 0:
-            raise UsageError(f"--workers {self.workers}: expected 0 or more")
+    def plan(self) -> tuple[Plan, Outcome | None]:
+        """Look at everything, change nothing; the outcome when nothing has to be done. Raises what `convert` would."""
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: expected 1 or more")
         store = registry.store_for(self.dest, self.to)
-        check_dest(self.dest, list(self.sources), self.overwrite)
+        if self.overwrite + self.append + self.retry_rejects > 1:
+            raise UsageError("--overwrite, --append and --retry-rejects exclude one another")
+        there = check_dest(self.dest, list(self.sources), self.overwrite)
         names = dict(self.steps)
-        options = dict(self.options)
-        hints = {"workers": self.workers, "sizes_matter": "resize" not in names}
-        source = find_source(self.sources, self.from_, options, hints)
-        if options.get("keep_encoded") and {"resize", "layout"} & set(names):
-            raise UsageError("--keep-encoded keeps image files as they are: it excludes --resize and --layout")
-        steps, schema = make_steps(source, self.steps, self.fit)
-        return make_plan(source, steps, schema, store)
+        if self.options.get("keep_encoded") and {"resize", "crop", "normalize", "layout"} & set(names):
+            raise UsageError("--keep-encoded keeps image files as they are: no --resize, --crop, --normalize, --layout")
+        exist = bool(self.sources) and all(exists(path) for path in self.sources)
+        name = self.from_ or (recognise(self.sources) if exist else None)
+        if name and exist and self.policy.workers and there is None and self.policy.start_method is None:
+            self._prepare(name, names)
+        hints = {"workers": self.policy.workers, "sizes_matter": "resize" not in names}
+        source = find_source(self.sources, name, self.options, hints)
+        steps, schema = make_steps(
+            source, self.steps, self.fit, self.seed, self.policy.timeout, self.policy.workers > 0
+        )
+        plan = make_plan(source, steps, schema, store, self.limit, self._read(source))
+        if there is None:
+            if self.append or self.retry_rejects:
+                raise UsageError(f"{'--append' if self.append else '--retry-rejects'}: there is no {self.dest} yet")
+            return plan, None
+        same = Outcome("unchanged", there.manifest, self.dest)
+        if self.append or self.retry_rejects:
+            completed = (appended if self.append else retried)(plan, there)
+            return (plan, same) if completed is None else (completed, None)
+        if not self.overwrite and unchanged(plan, there):
+            return plan, same
+        return plan, None
+
+    def _read(self, source: Source) -> dict[str, Any]:
+        """How the source is told to read, as the recipe keeps it: nothing of this machine."""
+        given = {key: value for key, value in self.options.items() if key in source.options}
+        label_from = given.get("label_from")
+        if isinstance(label_from, str) and label_from.startswith("csv:"):
+            given["label_from"] = f"csv:{Path(label_from[4:]).name}"
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v not in (None, False, ())}
+
+    def replayed(self, recipe: Path) -> Request:
+        """The same request with steps and options of a recipe: of a store, or in a JSON file. Raises `UsageError`."""
+        if self.steps:
+            raise UsageError(
+                "--recipe brings its own steps: leave out " + ", ".join(f"--{name}" for name, _ in self.steps)
+            )
+        if recipe.suffix == ".json" and recipe.is_file():
+            try:
+                document = json.loads(recipe.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"--recipe {recipe}: not JSON: {error}") from error
+        else:
+            document = dict(open_store(recipe).manifest.recipe)
+        again = replay(document)
+        return replace(
+            self,
+            from_=self.from_ or again["from_"],
+            to=self.to or (None if self.dest.suffix in registry.extensions("store") else again["to"]),
+            steps=again["steps"],
+            seed=again["seed"],
+            limit=again["limit"] if self.limit is None else self.limit,
+            options={**self.options, **again["read"]},
+        )
+
+    def _prepare(self, name: str, steps: Mapping[str, str]) -> None:
+        """Start what workers will need before the source is listed, which may take as long."""
+        source = registry.load("source", name)
+        if source.decodes:
+            torch = ["torch"] if "resize" in steps and find_spec("torch") is not None else []
+            prepare([source.__module__, *torch])
 
     def run(self, progress: Progress | None = None) -> Outcome:
-        """Convert. Raises `FindingsError` when inputs had to be rejected: then nothing is published."""
-        plan = self.plan()
-        return execute(plan, self.dest, self.workers, progress)
+        """Convert, or find that nothing has changed."""
+        return self.carry_out(*self.plan(), progress)
 
-
-def execute(plan: Plan, dest: Path, workers: int, progress: Progress | None = None) -> Outcome:
-    """Run a plan into `dest`."""
-    start = time.perf_counter()
-    rejects: list[Reject] = []
-    with building(dest, plan.store, plan.schema, plan.inputs) as builder:
-        nbytes = 0
-        for item in run(plan, workers):
-            if isinstance(item, Reject):
-                rejects.append(item)
-                continue
-            builder.append(item)
-            nbytes += item.nbytes
-            if progress is not None:
-                progress(len(item), item.nbytes)
-        if builder.rows + len(rejects) != plan.inputs:
-            raise AssertionError(f"{plan.inputs} inputs became {builder.rows} rows and {len(rejects)} rejects")
-        if rejects:
-            listed = "\n".join(f"  {r.path}: {r.error}" for r in rejects[:5])
-            more = f"\n  … and {len(rejects) - 5} more" if len(rejects) > 5 else ""
-            raise FindingsError(
-                f"{len(rejects)} of {plan.inputs} inputs can't be read, so nothing was published:\n{listed}{more}"
-            )
-        manifest = builder.finish(plan.source.describe(), plan.recipe())
-    return Outcome(manifest, dest, time.perf_counter() - start, nbytes, tuple(rejects))
+    def carry_out(self, plan: Plan, done: Outcome | None, progress: Progress | None = None) -> Outcome:
+        """What `plan` has found to be done."""
+        if done is None:
+            return execute(plan, self.dest, self.policy, progress)
+        drop_leftovers(self.dest, plan.hash)
+        return done
 
 
 def convert(
@@ -100,38 +137,104 @@ def convert(
     *,
     from_: str | None = None,
     to: str | None = None,
+    steps: Sequence[tuple[str, str]] | None = None,
     resize: int | str | tuple[int, int] | None = None,
     fit: str = "cover",
+    crop: int | str | tuple[int, int] | None = None,
+    normalize: str | None = None,
     dtype: str | None = None,
     layout: str | None = None,
+    map: str | Sequence[str] | None = None,  # noqa: A002  the option's name
+    filter: str | Sequence[str] | None = None,  # noqa: A002  the option's name
+    seed: int = 0,
     keep_encoded: bool = False,
     label_from: str | None = None,
     axis: int = 0,
+    columns: Sequence[str] | None = None,
+    pack: str | Sequence[str] | None = None,
+    fill: float | None = None,
+    dtypes: str | Sequence[str] | None = None,
+    delimiter: str | None = None,
+    quote: str | None = None,
+    header: str | None = None,
+    encoding: str | None = None,
     workers: int | None = None,
+    limit: int | None = None,
+    max_rejects: int | str = 0,
+    strict: bool = False,
+    timeout: float | None = 120.0,
+    restart: bool = False,
     overwrite: bool = False,
+    append: bool = False,
+    retry_rejects: bool = False,
+    recipe: PathLike | None = None,
+    progress: bool | None = None,
 ) -> Manifest:
     """Turn raw files into a store at `dest`; the same as `bigconv convert` with the same options.
 
-    Steps run in the order resize, dtype, layout. Returns the new store's manifest.
-    Raises `InputError`, `OutputError`, `UsageError`, or `FindingsError` when inputs can't be read.
+    `steps`: transforms in their order, as `("resize", "224")`; those given by name follow in the arguments' order.
+    `recipe`: a store, or a JSON file with its recipe, whose steps and options are taken instead.
+    `progress`: show a bar; by default on a terminal and in a notebook.
+    Going on with unfinished work is automatic, and so is finding that nothing has changed. Returns the manifest.
+    Raises `InputError`, `OutputError`, `UsageError`, `Interrupted`, or `FindingsError` when too many inputs are bad.
     """
-    steps = []
-    if resize is not None:
-        steps.append(("resize", "x".join(map(str, resize)) if isinstance(resize, tuple) else str(resize)))
-    steps += [(name, value) for name, value in (("dtype", dtype), ("layout", layout)) if value is not None]
+    chosen = list(steps or [])
+    for name, value in (("resize", resize), ("crop", crop)):
+        if value is not None:
+            chosen.append((name, "x".join(str(n) for n in value) if isinstance(value, tuple) else str(value)))
+    chosen += [
+        (name, one)
+        for name, value in (
+            ("normalize", normalize),
+            ("dtype", dtype),
+            ("layout", layout),
+            ("map", map),
+            ("filter", filter),
+        )
+        for one in ([] if value is None else [value] if isinstance(value, str) else value)
+    ]
     several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     request = Request(
         tuple(Path(source) for source in several),
         Path(dest),
         from_=from_,
         to=to,
-        steps=tuple(steps),
+        steps=tuple(chosen),
         fit=fit,
-        workers=available_cores() if workers is None else workers,
+        seed=seed,
+        limit=limit,
         overwrite=overwrite,
-        options={"keep_encoded": keep_encoded, "label_from": label_from, "axis": axis},
+        append=append,
+        retry_rejects=retry_rejects,
+        policy=Policy(
+            workers=available_cores() if workers is None else workers,
+            max_rejects=str(max_rejects),
+            strict=strict,
+            timeout=timeout,
+            restart=restart,
+        ),
+        options={
+            "keep_encoded": keep_encoded,
+            "label_from": label_from,
+            "axis": axis,
+            "columns": columns,
+            "pack": pack,
+            "fill": fill,
+            "dtypes": dtypes,
+            "delimiter": delimiter,
+            "quote": quote,
+            "header": header,
+            "encoding": encoding,
+        },
     )
-    return request.run().manifest
+    if recipe is not None:
+        request = request.replayed(Path(recipe))
+    plan, done = request.plan()
+    if done is not None:
+        return request.carry_out(plan, done).manifest
+    shown = (sys.stderr.isatty() or in_notebook()) if progress is None else progress
+    with show_progress(plan.inputs, "rows", not shown) as step:
+        return request.carry_out(plan, None, step).manifest
 
 
 def available_cores() -> int:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bigconv import registry
+from bigconv.block import Block
+from bigconv.conversion.apart import call_apart
+from bigconv.conversion.task import Work, run_span
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Schema, unknown
-from bigconv.sources.base import Source
+from bigconv.sources.base import Source, Span
 from bigconv.transforms.base import Transform
+from bigconv.transforms.base import config as step_config
 
 LOOK_AT = 10_000  # files of a folder that are looked at to tell what it holds
-STEPS = ("resize", "dtype", "layout")
+LOOK_AT_ROWS = 4096  # until a function has made something of one
+SHORT_SPAN = 16  # inputs that are read at once for that: as many as a step learns from
+STEPS = ("resize", "crop", "normalize", "dtype", "layout", "map", "filter")
+USER_STEPS = ("map", "filter")  # those that run a user's function
 
 
 def find_source(
@@ -31,7 +38,7 @@ def find_source(
     if not paths:
         raise UsageError("nothing to convert: name a folder, files or a store")
     for path in paths:
-        if not path.exists():
+        if not exists(path):
             raise InputError(f"{path}: no such file or folder")
     name = name or recognise(paths)
     source = registry.load("source", name)
@@ -45,6 +52,13 @@ def find_source(
     if found.inputs == 0:
         raise InputError(f"{', '.join(map(str, paths))}: no rows in it")
     return found
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it, is of no file
+        return False
 
 
 def recognise(paths: Sequence[Path]) -> str:
@@ -91,20 +105,132 @@ def _of_folder(path: Path) -> str:
     raise InputError(f"{path}: nothing in it that bigconv reads (found {found}).\nIt reads folders of {known}")
 
 
-def make_steps(source: Source, steps: Sequence[tuple[str, str]], fit: str) -> tuple[list[Transform], Schema]:
-    """Transforms in the order given, and the schema they yield. Images end in CHW unless a layout was asked for."""
+def make_steps(
+    source: Source,
+    steps: Sequence[tuple[str, str]],
+    fit: str,
+    seed: int = 0,
+    timeout: float | None = None,
+    isolated: bool = True,
+) -> tuple[list[Transform], Schema]:
+    """Transforms in the order given, and the schema they yield. Images end in CHW unless a layout was asked for.
+
+    A user's functions are tried on the first rows: in a process of their own if `isolated`, which may take `timeout`
+    seconds a row. Raises `UsageError`, `SchemaError`.
+    """
+    if isolated and any(name in USER_STEPS for name, _ in steps):
+        made: tuple[list[Transform], Schema] = call_apart(_make, (source, steps, fit, seed), timeout)
+        return made
+    return _make(lambda _doing, _limited: None, source, steps, fit, seed)
+
+
+Tell = Callable[[str, bool], None]  # what is being done, and whether `timeout` limits it
+
+
+def _make(
+    tell: Tell, source: Source, steps: Sequence[tuple[str, str]], fit: str, seed: int
+) -> tuple[list[Transform], Schema]:
+    """`tell` is called before each thing that may take long."""
     made: list[Transform] = []
-    for name, value in steps:
-        if name not in STEPS:
-            raise UsageError(unknown("step", name, STEPS))
-        cls = registry.load("transform", name)
-        made.append(cls.parse(value, fit=fit) if name == "resize" else cls(value))
     schema = source.schema
-    for step in made:
+    for number, (name, value) in enumerate(steps):
+        step = _parsed(name, value, fit, seed, number)
+        if name in USER_STEPS:
+            tell(f"--{name} {value}: loading it", False)
+            step = step.learn(_sample(tell, f"--{name} {value}", source, made, schema))
         schema = step.schema(schema)
+        made.append(step)
     if any(f.kind == "image" and f.layout == "hwc" for f in schema) and "layout" not in dict(steps):
         layout = registry.load("transform", "layout")("chw")
         if source.name != "store":  # a store's fields are taken as they are
             made.append(layout)
             schema = layout.schema(schema)
     return made, schema
+
+
+def _parsed(name: str, value: str, fit: str, seed: int, number: int) -> Any:
+    if name not in STEPS:
+        raise UsageError(unknown("step", name, STEPS))
+    context: dict[str, Any] = {}
+    if name == "resize":
+        context = {"fit": fit}
+    elif name in USER_STEPS:
+        context = {"seed": seed, "number": number}
+    return registry.load("transform", name).parse(value, **context)
+
+
+def _sample(
+    tell: Tell, step: str, source: Source, before: Sequence[Transform], schema: Schema
+) -> Iterator[tuple[str, Block]]:
+    """The first rows that come through the steps before, each a block of its own, and how to call it; no rejects."""
+    work = Work(source, tuple(before), schema)
+    rows = 0
+    for span in _short_spans(source):
+        tell(f"{step}: reading the first rows", False)
+        for item in run_span(work, span):
+            for i in range(0 if item.block is None else len(item.block)):
+                assert item.block is not None
+                block = item.block.slice(i, i + 1)
+                where = _place(source, block)
+                tell(f"{step}: trying it on {where}", True)
+                yield where, block
+                rows += 1
+                if rows == LOOK_AT_ROWS:
+                    return
+
+
+def _short_spans(source: Source) -> Iterator[Span]:
+    """Spans of a few inputs, where a span can be cut: where its unit is the input."""
+    for span in source.plan():
+        if source.inputs is None:
+            yield span
+            continue
+        yield from (Span(i, min(i + SHORT_SPAN, span.stop)) for i in range(span.start, span.stop, SHORT_SPAN))
+
+
+def _place(source: Source, block: Block) -> str:
+    assert block.origin is not None
+    file, row = (int(n) for n in block.origin[0])
+    if not len(source.files):
+        return f"row {row}"
+    name = source.files.name(file)
+    return name if len(source.files) == source.inputs else f"{name}, row {row}"
+
+
+def replay(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A store's recipe as the options that make it again: `from_`, `to`, `steps`, `seed`, `limit`, and
+    the source's options under `read`.
+
+    Functions of a user's must be there, unchanged: in the current folder, or as a module that can be imported. Raises
+    `UsageError` that says which one is missing, or for what is no recipe.
+    """
+    try:
+        entries = [dict(entry) for entry in recipe["steps"]]
+        steps = tuple(_replayed(number, entry) for number, entry in enumerate(entries, 1))
+        seeds = {int(entry["seed"]) for entry in entries if "seed" in entry}
+        if len(seeds) > 1:
+            raise UsageError(f"--recipe: steps with different seeds ({', '.join(map(str, sorted(seeds)))})")
+        return {
+            "from_": str(recipe["from"]),
+            "to": str(recipe["to"]),
+            "steps": steps,
+            "seed": min(seeds, default=0),
+            "limit": None if recipe.get("limit") is None else int(recipe["limit"]),
+            "read": dict(recipe.get("read", {})),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"--recipe: not a recipe of bigconv: {type(error).__name__}: {error}") from error
+
+
+def _replayed(number: int, entry: dict[str, Any]) -> tuple[str, str]:
+    name = str(entry["step"])
+    if name not in STEPS:
+        raise UsageError(f"--recipe: step {number}: {unknown('step', name, STEPS)}")
+    value = registry.load("transform", name).typed(entry)
+    seed = int(entry.get("seed", 0))
+    again = step_config(_parsed(name, value, "cover", seed, number))
+    if again != ({**entry, "seed": seed} if name in USER_STEPS else entry):
+        raise UsageError(f"--recipe: step {number}, {name}, has options that this bigconv does not know: {entry}")
+    return name, value

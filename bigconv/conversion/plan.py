@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as default
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bigconv import registry
+from bigconv.conversion.task import Work
 from bigconv.schema import Schema
 from bigconv.sources.base import Source, Span
 from bigconv.stores.base import config as store_config
@@ -25,29 +30,122 @@ class Plan:
     schema: Schema
     spans: Sequence[Span]
     store: Any  # bigconv.stores.base.Store
+    limit: int | None = None
+    stands_for: Plan | None = None  # the conversion whose result this one completes
+    read: Mapping[str, Any] = default(default_factory=dict)  # the source's options
 
     @property
     def inputs(self) -> int | None:
-        return self.source.inputs
+        """Inputs that will be read; None when only reading tells."""
+        if self.source.inputs is None:
+            return None
+        return sum(len(span) for span in self.spans)
+
+    @property
+    def work(self) -> Work:
+        return Work(self.source, self.steps, self.schema)
+
+    @property
+    def rows_stay(self) -> bool:
+        """Whether every input is one row or one reject: no step drops or multiplies rows."""
+        return not any(getattr(step, "changes_rows", False) for step in self.steps)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether rows are copied as they are, so that worker processes would only be in the way."""
+        return not (self.source.decodes or self.steps)
 
     def recipe(self) -> dict[str, Any]:
-        """How the rows were made, as the manifest keeps it."""
-        return {
+        """How the rows are made, as the manifest keeps it."""
+        recipe = {
             "from": self.source.name,
             "steps": [step_config(step) for step in self.steps],
             "to": self.store.name,
             "options": store_config(self.store),
+            "read": dict(self.read),
         }
+        return recipe if self.limit is None else {**recipe, "limit": self.limit}
+
+    def document(self) -> dict[str, Any]:
+        """What the hash is taken over: recipe, source, and the files with their sizes and times."""
+        files = self.source.files
+        listing = hashlib.sha256(files.names)
+        for numbers in (files.ends, files.sizes, files.mtimes):
+            listing.update(numbers.astype("<i8").tobytes())
+        return {
+            "recipe": self.recipe(),
+            "source": self.source.describe(),
+            "fields": self.schema.to_json(),
+            "files": {"count": len(files), "bytes": int(files.sizes.sum()), "sha256": listing.hexdigest()},
+        }
+
+    @property
+    def hash(self) -> str:
+        """Hex SHA-256; equal for the same sources and recipe."""
+        return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
 
     def estimate(self) -> int | None:
         """Bytes of data to expect; None when rows differ in size and nothing tells by how much."""
-        if self.inputs is None or any(f.ragged for f in self.schema):
+        if self.inputs is None or not self.rows_stay or any(f.ragged for f in self.schema):
             return None
         return self.inputs * sum(f.row_bytes for f in self.schema)
 
 
-def make_plan(source: Source, steps: Sequence[Transform], schema: Schema, store: str) -> Plan:
-    return Plan(source, tuple(steps), schema, source.plan(), registry.load("store", store)())
+def make_plan(
+    source: Source,
+    steps: Sequence[Transform],
+    schema: Schema,
+    store: str,
+    limit: int | None,
+    read: Mapping[str, Any],
+) -> Plan:
+    spans = source.plan()
+    if limit is not None and source.inputs is not None:
+        spans = [Span(s.start, min(s.stop, limit)) for s in spans if s.start < limit]
+    return Plan(source, tuple(steps), schema, spans, registry.load("store", store)(), limit, None, read)
+
+
+def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
+    """What another plan's document has that this one's hasn't, in a few words each."""
+    new = plan.document()
+    found = []
+    for key in ("from", "to", "options", "read", "limit"):
+        a, b = old["recipe"].get(key), new["recipe"].get(key)
+        if a != b:
+            found.append(f"{key} {_brief(a)} → {_brief(b)}")
+    before, after = old["recipe"].get("steps", []), new["recipe"]["steps"]
+    names = [[step.get("step") for step in steps] for steps in (before, after)]
+    if all(len(set(some)) == len(some) for some in names):
+        old_steps, new_steps = ({step["step"]: step for step in steps} for steps in (before, after))
+        pairs = [(old_steps.get(name), new_steps.get(name)) for name in dict.fromkeys(names[0] + names[1])]
+    else:
+        pairs = list(zip_longest(before, after))
+    found += [f"--{(b or a or {}).get('step')} {_options(a)} → {_options(b)}" for a, b in pairs if a != b]
+    if not found and names[0] != names[1]:
+        found.append(f"steps {' → '.join(names[1])} instead of {' → '.join(names[0])}")
+    if old["source"] != new["source"]:
+        keys = sorted(old["source"].keys() | new["source"].keys())
+        told = [k for k in keys if old["source"].get(k) != new["source"].get(k)]
+        found += [f"{k} {_brief(old['source'].get(k))} → {_brief(new['source'].get(k))}" for k in told[:4]]
+    if "files" in old and old["files"] != new["files"] and not found:
+        found.append("files of other names, sizes or times")
+    return found
+
+
+def _options(step: dict[str, Any] | None) -> str:
+    if step is None:
+        return "none"
+    if "sha256" in step:
+        return f"{step.get('target', 'function')} ({str(step['sha256'])[:8]})"
+    try:
+        return str(registry.load("transform", step["step"]).typed(step))
+    except (KeyError, TypeError, ValueError):  # of another version of bigconv
+        return "with other options"
+
+
+def _brief(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "…"
 
 
 def free_space(path: Path) -> int:

@@ -9,7 +9,28 @@ try:
 except ModuleNotFoundError as error:
     raise registry.missing("torch", "torch", "bigconv.runtime") from error
 
+from bigconv.runtime.collate import NestedCollate, PackedCollate, PadCollate, SparseCollate
 from bigconv.runtime.dataset import StoreDataset
+from bigconv.runtime.loader import Loader
 from bigconv.runtime.order import BatchOrder
+from bigconv.runtime.samplers import ClassBalancedSampler, TokenBatchSampler, WeightedSampler
+from bigconv.runtime.stream import StreamDataset
+from bigconv.runtime.windows import WindowDataset
+from bigconv.view.splits import k_fold, stratified_split
 
-__all__ = ["BatchOrder", "StoreDataset"]
+__all__ = [
+    "BatchOrder",
+    "ClassBalancedSampler",
+    "Loader",
+    "NestedCollate",
+    "PackedCollate",
+    "PadCollate",
+    "SparseCollate",
+    "StoreDataset",
+    "StreamDataset",
+    "TokenBatchSampler",
+    "WeightedSampler",
+    "WindowDataset",
+    "k_fold",
+    "stratified_split",
+]

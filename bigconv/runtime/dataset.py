@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from bigconv.block import Array, Block
-from bigconv.runtime.rows import DictRow, StackedBatch, TupleRow, row_of, selected
+from bigconv.block import Array, Index, Ragged
+from bigconv.runtime import slots
+from bigconv.runtime.decoded import decoded
+from bigconv.runtime.resident import Resident
+from bigconv.runtime.rows import BatchColumn, DictRow, StackedBatch, selected
 from bigconv.schema import Schema
 from bigconv.view.table import StoreView
 
@@ -23,12 +26,15 @@ class StoreDataset(Dataset[Any]):
     `path`: a store or a list of them. `fields`: names to read; a tuple makes rows tuples, a list or None dicts.
     `transform(row)` is called for each row in the process that reads it. `batch_transform(batch)` is called once a
     batch with the stacked batch, instead of row by row, and what it returns is the batch.
+    `decode`: fields of kind `encoded` become pixels, uint8 `[3, height, width]` with the channels last in memory
+    (a batch, `[rows, 3, height, width]`, is `torch.channels_last`); False leaves the bytes of the files.
+    `in_memory`: read everything now, into memory that all workers share: for compressed stores and slow disks.
 
     `dataset[i]` is one row with writable tensors of the stored dtypes (`()`-shaped fields as numbers, text as `str`);
     `dataset[a:b]` and `dataset[rows]` a stacked batch. Used by a DataLoader, a whole batch is gathered at once,
-    and the default collate function takes it over without a copy.
+    and the default collate function takes it over without a copy; in workers it is gathered into shared memory.
 
-    Holds paths and manifests, nothing open: can be pickled, and used after fork and spawn.
+    Holds paths and manifests, nothing open: can be pickled, and used in threads and after fork and spawn.
     """
 
     def __init__(
@@ -37,20 +43,26 @@ class StoreDataset(Dataset[Any]):
         fields: Sequence[str] | None = None,
         transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Any], Any] | None = None,
+        decode: bool = True,
+        in_memory: bool = False,
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         view = StoreView(paths)
         schema, self._as_tuple = selected(view.schema, fields)
         self._view = view.select(schema.names)
         self.transform, self.batch_transform = transform, batch_transform
+        self._decoded = {f.name for f in schema if decode and f.kind == "encoded"}
+        self._in_memory = in_memory
+        self._resident = Resident(self._view) if in_memory else None
 
     @property
     def schema(self) -> Schema:
+        """The fields as they are stored."""
         return self._view.schema
 
     @property
     def view(self) -> StoreView:
-        """The same rows for numpy."""
+        """The same rows for numpy, as they are stored."""
         return self._view
 
     def __len__(self) -> int:
@@ -59,25 +71,29 @@ class StoreDataset(Dataset[Any]):
     def __repr__(self) -> str:
         return f"StoreDataset({', '.join(map(str, self._view.paths))}: {len(self)} rows)"
 
+    def __getstate__(self) -> dict[str, Any]:
+        travels = self._resident is not None and self._resident.can_travel
+        return {**self.__dict__, "_resident": self._resident if travels else None}
+
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            return self._batch(self._view[key])
+            return self._batch(np.arange(*key.indices(len(self)), dtype=np.int64))
         if isinstance(key, (list, np.ndarray)) or (hasattr(key, "ndim") and key.ndim == 1):
-            return self._batch(self._view.take(np.asarray(key)))
-        row: DictRow | TupleRow = row_of(self._view.take([int(key)]), 0, self._as_tuple)
+            return self._batch(np.asarray(key))
+        row: Any = self._take([int(key)])[0]
         return row if self.transform is None else self.transform(row)
 
     def __getitems__(self, rows: Sequence[int] | Array) -> Any:
         """A whole batch, for the DataLoader; what it returns is for a collate function."""
-        batch = StackedBatch(self._view.take(rows), self._as_tuple)
+        batch = self._take(rows)
         if self.batch_transform is not None:
             return _Finished(self.batch_transform(batch.stacked()), len(batch))
         if self.transform is not None:
             return [self.transform(row) for row in batch]
         return batch
 
-    def _batch(self, block: Block) -> Any:
-        batch = StackedBatch(block, self._as_tuple)
+    def _batch(self, rows: Array) -> Any:
+        batch = self._take(rows)
         if self.batch_transform is not None:
             return self.batch_transform(batch.stacked())
         if self.transform is not None:
@@ -85,6 +101,25 @@ class StoreDataset(Dataset[Any]):
 
             return default_collate([self.transform(row) for row in batch])
         return batch.stacked()
+
+    def _take(self, rows: Sequence[int] | Array) -> StackedBatch:
+        index = self._view.rows(rows)
+        if self._in_memory and self._resident is None:  # unpickled where the memory could not follow
+            self._resident = Resident(self._view)
+        source = self._resident or self._view
+        columns: dict[str, BatchColumn] = {}
+        for f in self.schema:
+            room = None if f.ragged else slots.buffer(f.name, len(index) * f.row_bytes)
+            out = None if room is None else room.reshape(len(index), f.row_bytes)
+            column: BatchColumn = source.take_field(f.name, index, out)
+            if f.name in self._decoded and isinstance(column, Ragged):
+                column = decoded(f.name, column, lambda i: self._whence(index, i))
+            columns[f.name] = column
+        return StackedBatch(self.schema, columns, len(index), self._as_tuple)
+
+    def _whence(self, index: Index, i: int) -> str:
+        store, row = self._view.whence(index[i : i + 1])
+        return f"{self._view.paths[int(store[0])]}, row {int(row[0])}"
 
 
 class _Finished(StackedBatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -10,43 +10,146 @@ import torch
 from torch.utils.data import Sampler
 
 from bigconv.block import Index
+from bigconv.errors import UsageError
+from bigconv.view.order import CHUNK, Order, epoch_order
+from bigconv.view.partition import Lane, Walk
 
 
 class BatchOrder(Sampler[Any]):
     """Row numbers of each batch as one int64 array, instead of a Python number a row.
 
     `DataLoader(dataset, sampler=BatchOrder(dataset, 1024), batch_size=None)`: the dataset gets each array whole.
-    The order of an epoch is a pure function of `seed` and `epoch`; `set_epoch` or the next `iter` moves on.
+    `rows`: their number, or what has them. The order of an epoch is a pure function of `seed` and `epoch` and takes
+    no memory a row; `set_epoch` or the next `iter` moves on. `window`, in rows: shuffle chunks of `chunk` rows, and
+    rows within windows, instead of all rows (for stores that are compressed or larger than memory).
+
+    Each rank gets its own batches: `rank` and `world_size` are torch.distributed's where it is initialised. Without
+    `drop_last` (leave the last, incomplete step out) and `pad` (fill it up with rows of the epoch's start) every row
+    comes exactly once over all ranks, and a rank may make one batch less than another.
+
+    `state_dict()` and `load_state_dict()` go on in the middle of an epoch, on any number of ranks too. What a
+    DataLoader with workers has fetched ahead counts as read: use torchdata's StatefulDataLoader, or
+    `state_dict(batches=n)` with the number of batches the loop has had of this epoch, or since it was resumed.
     """
 
     def __init__(
-        self, rows: Sized | int, batch_size: int, shuffle: bool = True, seed: int = 0, drop_last: bool = False
+        self,
+        rows: Sized | int,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        *,
+        pad: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        window: int | None = None,
+        chunk: int = CHUNK,
     ) -> None:
-        self.rows = rows if isinstance(rows, int) else len(rows)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
-        self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
+        self._runs = [rows] if isinstance(rows, int) else runs_of(rows)
+        self.rows = sum(self._runs)
+        self.batch_size, self.shuffle, self.seed, self.drop_last, self.pad = batch_size, shuffle, seed, drop_last, pad
+        self.window, self.chunk = checked(window, chunk)
+        self._rank, self._world_size = rank, world_size
         self.epoch = 0
+        self._resume: Mapping[str, Any] | None = None
+        self._reading: Walk | None = None  # the epoch before `self.epoch`, as it was when its reading began
+        self._taken: int | None = None  # its batches given so far; None when all were
+        self._start()  # what makes no sense is refused here
 
     def __len__(self) -> int:
-        return self.rows // self.batch_size if self.drop_last else -(-self.rows // self.batch_size)
+        return len(self._start())
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next `iter` gives."""
-        self.epoch = epoch
+        """The epoch that the next `iter` gives. A state that was loaded counts on for its own epoch only."""
+        if epoch != self.epoch:
+            self._resume = None
+        self.epoch, self._reading = epoch, None
+
+    def epoch_order(self, epoch: int) -> Order:
+        """The order of an epoch, over all ranks, by position."""
+        return epoch_order(self._runs, self.shuffle, self.seed, epoch, window=self.window, chunk=self.chunk)
 
     def order(self, epoch: int) -> Index:
-        """int64 `[rows]`: the rows of an epoch in order."""
-        if not self.shuffle:
-            return np.arange(self.rows)
-        # torch's permutation takes half the time of numpy's; the sequence seeds it so that (1, 0) and (0, 1) differ
-        state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state) >> 1)
-        order: Index = torch.randperm(self.rows, generator=generator).numpy()
-        return order
+        """int64 `[rows]`: the rows of an epoch in order, over all ranks."""
+        order = self.epoch_order(epoch)
+        return order.at(np.arange(len(order), dtype=np.int64))
 
     def __iter__(self) -> Iterator[Index]:
-        order = self.order(self.epoch)
-        self.epoch += 1
-        for i in range(len(self)):
-            yield order[i * self.batch_size : (i + 1) * self.batch_size]
+        # nothing happens before the first batch is asked for: a DataLoader makes iterators that it never uses
+        epoch, walk = self.epoch, self._next_walk()
+        self._resume, self.epoch = None, epoch + 1
+        self._reading = walk
+        for taken, batch in enumerate(walk.batches(self.epoch_order(epoch)), walk.taken + 1):
+            self._taken = taken
+            yield batch
+        self._taken = None
+
+    def state_dict(self, batches: int | None = None) -> dict[str, Any]:
+        """Where the epoch stands, as JSON values. `batches`: how many of this reading count, if not all."""
+        walk, epoch = self._next_walk(), self.epoch
+        if self._reading is not None and (batches is not None or self._taken is not None):
+            walk, epoch = self._reading, self.epoch - 1
+            walk = walk.moved(walk.taken + batches if batches is not None else self._taken or 0)
+        return {**walk.state(), "epoch": epoch, "order": self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state with the next `iter`. Raises `UsageError` for one of another order."""
+        hold_against(state, self._identity())
+        self.epoch, self._resume, self._reading = int(state["epoch"]), dict(state), None
+        self._next_walk()
+
+    def _identity(self) -> dict[str, Any]:
+        """What an epoch's order follows from; two orders with the same go on from each other's states."""
+        return {
+            "rows": self.rows,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "window": self.window,
+            "chunk": None if self.window is None else self.chunk,
+        }
+
+    def _positions(self) -> int:
+        """Positions of an epoch, over all ranks."""
+        return self.rows
+
+    def _start(self) -> Walk:
+        lane = current_lane(self._rank, self._world_size)
+        return Walk.start(self._positions(), self.batch_size, lane, self.drop_last, self.pad)
+
+    def _next_walk(self) -> Walk:
+        return self._start() if self._resume is None else self._start().resumed(self._resume)
+
+
+def current_lane(rank: int | None, world_size: int | None, worker: int = 0, workers: int = 1) -> Lane:
+    """Rank and world size as given, or as torch.distributed has them, or one alone. Raises `UsageError`."""
+    if (rank is None) != (world_size is None):
+        raise UsageError("give rank and world_size together, or neither")
+    if rank is not None and world_size is not None:
+        return Lane(rank, world_size, worker, workers)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return Lane(torch.distributed.get_rank(), torch.distributed.get_world_size(), worker, workers)
+    return Lane(worker=worker, workers=workers)
+
+
+def runs_of(dataset: Sized) -> list[int]:
+    """Rows of each store of a dataset; of anything else, its length."""
+    view = getattr(dataset, "view", None)
+    return [len(dataset)] if view is None else [opened.manifest.rows for opened in view.stores]
+
+
+def checked(window: int | None, chunk: int) -> tuple[int | None, int]:
+    """Window and chunk, both in rows. Raises `UsageError`."""
+    if chunk < 1 or (window is not None and window < 1):
+        raise UsageError(f"window and chunk must be positive numbers of rows, got {window} and {chunk}")
+    return window, chunk
+
+
+def hold_against(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raises `UsageError` when a state is of another order."""
+    theirs = state.get("order")
+    if not isinstance(theirs, Mapping):
+        raise UsageError(f"not a state of a bigconv order: {state!r:.80}")
+    for key, own in identity.items():
+        if theirs.get(key) != own:
+            raise UsageError(f"the state is of another order: {key} was {theirs.get(key)!r} and is {own!r}")

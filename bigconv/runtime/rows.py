@@ -11,12 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from bigconv.block import Array, Block, Ragged, cell
+from bigconv.block import Array, Ragged, cell
 from bigconv.errors import SchemaError
+from bigconv.runtime import slots
 from bigconv.schema import Field, Schema
+
+#: A column of a batch as it is read; a list where images of different sizes have been decoded.
+BatchColumn = Array | Ragged | list[Array]
 
 
 class DictRow(dict[str, Any]):
@@ -32,37 +37,36 @@ class TupleRow(tuple[Any, ...]):
 class StackedBatch(Sequence[Any]):
     """Rows of a batch, held as stacked columns; rows are made only when someone looks at them."""
 
-    def __init__(self, block: Block, as_tuple: bool) -> None:
-        self._block, self._as_tuple = block, as_tuple
+    def __init__(self, schema: Schema, columns: Mapping[str, BatchColumn], rows: int, as_tuple: bool) -> None:
+        self._schema, self._columns, self._rows, self._as_tuple = schema, columns, rows, as_tuple
 
     def __len__(self) -> int:
-        return len(self._block)
+        return self._rows
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
             raise IndexError(i)
-        return row_of(self._block, i % len(self), self._as_tuple)
+        return self._row(i % len(self))
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
     def stacked(self) -> Any:
         """The whole batch: a dict or a tuple of tensors `[rows, *shape]`; text as lists of `str`."""
-        columns = {f.name: batch_column(f, self._block.columns[f.name]) for f in self._block.schema}
+        columns = {f.name: batch_column(f, self._columns[f.name]) for f in self._schema}
         return tuple(columns.values()) if self._as_tuple else columns
 
-
-def row_of(block: Block, i: int, as_tuple: bool) -> DictRow | TupleRow:
-    """One row with tensors of its own memory."""
-    cells = ((f, cell(f, block.columns[f.name], i)) for f in block.schema)
-    if as_tuple:
-        return TupleRow(_own(f, value) for f, value in cells)
-    return DictRow((f.name, _own(f, value)) for f, value in cells)
+    def _row(self, i: int) -> DictRow | TupleRow:
+        cells = {f.name: _cell(f, self._columns[f.name], i) for f in self._schema}
+        return TupleRow(cells.values()) if self._as_tuple else DictRow(cells)
 
 
-def _own(field: Field, value: Any) -> Any:
+def _cell(field: Field, column: BatchColumn, i: int) -> Any:
+    if isinstance(column, list):
+        return tensor(column[i])
+    value = cell(field, column, i)
     if isinstance(value, str):
         return value
     if field.shape == ():
@@ -78,30 +82,28 @@ def tensor(array: Array) -> torch.Tensor:
         raise SchemaError(f"torch has no dtype for {array.dtype}") from error
 
 
-def batch_column(field: Field, column: Array | Ragged) -> Any:
+def batch_column(field: Field, column: BatchColumn) -> Any:
     """A column as the default collate function would have stacked it."""
-    if not isinstance(column, Ragged):
+    if isinstance(column, Ragged):
+        if field.kind == "text":
+            return [cell(field, column, i) for i in range(len(column))]
+        if len(column) == 0:
+            return tensor(np.empty((0, *(n or 0 for n in field.shape)), field.dtype))
+        shapes = column.lengths if column.shapes is None else column.shapes
+        if (shapes == shapes[0]).all():
+            shape = (int(shapes[0]), *field.item_shape) if column.shapes is None else tuple(shapes[0].tolist())
+            return tensor(slots.moved(field.name, column.values).reshape(len(column), *shape))
+    elif not isinstance(column, list):
         return tensor(column)
-    if field.kind == "text":
-        return [cell(field, column, i) for i in range(len(column))]
-    shapes = column.lengths if column.shapes is None else column.shapes
-    if len(column) and (shapes == shapes[0]).all():
-        shape = (int(shapes[0]), *field.item_shape) if column.shapes is None else tuple(shapes[0].tolist())
-        return tensor(column.values.reshape(len(column), *shape))
     raise SchemaError(
-        f"field {field.name}: rows of different sizes can't be stacked ({_sizes(field, column)}).\n"
+        f"field {field.name}: rows of different sizes can't be stacked ({_two_sizes(column)}).\n"
         "Convert with --resize, give the DataLoader a collate_fn, or make them equal in a transform"
     )
 
 
-def _sizes(field: Field, column: Ragged) -> str:
-    first, second = (tuple(column[i].shape) for i in _two_different(column))
-    return f"{first} and {second}"
-
-
-def _two_different(column: Ragged) -> tuple[int, int]:
+def _two_sizes(column: Ragged | list[Array]) -> str:
     shapes = [row.shape for row in column]
-    return 0, next(i for i, shape in enumerate(shapes) if shape != shapes[0])
+    return f"{shapes[0]} and {next(shape for shape in shapes if shape != shapes[0])}"
 
 
 def collate_rows(batch: Any, *, collate_fn_map: Mapping[Any, Callable[..., Any]] | None = None) -> Any:

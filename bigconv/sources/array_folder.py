@@ -78,22 +78,25 @@ class ArrayFolder:
         return spans
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
-        cells: dict[str, list[Array]] = {f.name: [] for f in self.schema}
-        first = span.start
+        rows: list[dict[str, Array]] = []
+        first, held = span.start, 0  # files `first` to `i` are read and not yet yielded
         for i in range(span.start, span.stop):
             try:
                 row = self._row(i)
-            except (InputError, SchemaError, OSError, ValueError) as error:
-                if first < i:
-                    yield self._block(cells, first)
-                    cells = {f.name: [] for f in self.schema}
-                first = i + 1
-                yield Reject(self.files.name(i), i, "read", str(error))
+            except (InputError, SchemaError) as error:
+                if rows:
+                    yield self._block(rows, first)
+                rows, first, held = [], i + 1, 0
+                reason = str(error).removeprefix(self.files.path(i)).lstrip(": ")
+                yield Reject(self.files.name(i), 0, "read", reason)
                 continue
-            for name, value in row.items():
-                cells[name].append(value)
-        if first < span.stop:
-            yield self._block(cells, first)
+            rows.append(row)
+            held += sum(array.nbytes for array in row.values())
+            if held >= SPAN_BYTES:  # compressed files are larger here than on the disk
+                yield self._block(rows, first)
+                rows, first, held = [], i + 1, 0
+        if rows:
+            yield self._block(rows, first)
 
     def _row(self, i: int) -> dict[str, Array]:
         found = _members(self.files.path(i))
@@ -101,22 +104,21 @@ class ArrayFolder:
             raise InputError(f"has the arrays {', '.join(found)} instead of {', '.join(self.schema.names)}")
         row = {}
         for f in self.schema:
-            array = np.asarray(found[f.name].open())
-            if f.kind == "text":
-                array = np.frombuffer(str(array[()]).encode(), np.uint8)
+            array = np.array(found[f.name].open())  # a copy: a map holds a file descriptor, and a span has many files
+            if f.kind == "text" and array.dtype.kind in "US" and array.ndim == 0:
+                array = np.frombuffer(npy.utf8(array.item(), found[f.name].where), np.uint8)
             elif array.dtype.newbyteorder("=") != np.dtype(f.dtype):
-                raise InputError(f"dtype {array.dtype} instead of {f.dtype}")
+                raise InputError(f"dtype {array.dtype} instead of {'text' if f.kind == 'text' else f.dtype}")
             Ragged.of([array], f) if f.ragged else _same_shape(array, f)
             row[f.name] = array
         return row
 
-    def _block(self, cells: dict[str, list[Array]], first: int) -> Block:
+    def _block(self, rows: list[dict[str, Array]], first: int) -> Block:
         columns: dict[str, Column] = {}
         for f in self.schema:
-            rows = cells[f.name]
-            columns[f.name] = Ragged.of(rows, f) if f.ragged else np.stack(rows).astype(f.dtype, copy=False)
-        stop = first + len(cells[self.schema.names[0]])
-        return Block(self.schema, columns, origins(np.arange(first, stop)))
+            cells = [row[f.name] for row in rows]
+            columns[f.name] = Ragged.of(cells, f) if f.ragged else np.stack(cells).astype(f.dtype, copy=False)
+        return Block(self.schema, columns, origins(np.arange(first, first + len(rows))))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.name, "files": len(self.files), "bytes": int(self.files.sizes.sum())}

@@ -13,7 +13,7 @@ from bigconv.block import Array, Block, Column
 from bigconv.errors import InputError
 from bigconv.schema import Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
-from bigconv.sources.filelist import FileList
+from bigconv.sources.filelist import FileList, told
 from bigconv.sources.npy import ArrayFile, array_files, column_of, field_of
 
 
@@ -86,7 +86,7 @@ class Arrays:
             "kind": self.name,
             "axis": self.axis,
             "files": [
-                {"path": Path(f.path).name, "member": f.member, "dtype": f.dtype, "shape": list(f.shape)}
+                {"path": told(f.path), "member": f.member, "dtype": f.dtype, "shape": list(f.shape)}
                 for f in self.arrays
             ],
         }

@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Reject:
-    """One input that could not become a row. `path` is relative to the source; `row` its number there."""
+    """One input that could not become a row. `path` is relative to the source; `row` its number in that file."""
 
     path: str
     row: int

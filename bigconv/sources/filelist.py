@@ -74,16 +74,25 @@ class FileList:
     def below(cls, root: Path, wanted: Callable[[str], bool]) -> FileList:
         """Every regular file below `root` whose name `wanted` accepts.
 
-        Links that lead out of `root`, hidden files, and special files (pipes, devices) are passed over.
-        Raises `InputError` when the folder can't be listed.
+        Links that lead out of `root`, hidden files, and special files (pipes, devices) are passed over; a folder
+        that links lead to as well is listed once, under its own name. Raises `InputError` when a folder can't be
+        listed.
         """
         real = os.path.realpath(root)
         found: list[tuple[bytes, os.stat_result]] = []
-        seen = {(os.stat(real).st_dev, os.stat(real).st_ino)}
+        seen: set[tuple[int, int]] = set()
         todo = [(real, b"")]
-        while todo:
+        links: list[tuple[str, bytes]] = []  # to folders: after all others, so that the disk's order decides nothing
+        while todo or links:
+            if not todo:
+                links.sort(reverse=True, key=lambda link: link[1])
+                todo.append(links.pop())
             folder, prefix = todo.pop()
             try:
+                here = os.stat(folder)
+                if (here.st_dev, here.st_ino) in seen:  # a loop of links
+                    continue
+                seen.add((here.st_dev, here.st_ino))
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         if entry.name.startswith("."):
@@ -96,11 +105,14 @@ class FileList:
                             continue  # a link to nothing
                         name = prefix + os.fsencode(entry.name)
                         if stat.S_ISDIR(info.st_mode):
-                            if (info.st_dev, info.st_ino) not in seen:  # a loop of links
-                                seen.add((info.st_dev, info.st_ino))
-                                todo.append((entry.path, name + b"/"))
+                            (links if entry.is_symlink() else todo).append((entry.path, name + b"/"))
                         elif stat.S_ISREG(info.st_mode) and wanted(entry.name):
                             found.append((name, info))
             except OSError as error:
                 raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
         return cls.of(root, found)
+
+
+def told(path: str | os.PathLike[str]) -> str:
+    """The last part of a path as JSON and terminals can hold it: bytes that aren't UTF-8 are escaped."""
+    return os.fsencode(os.path.basename(path)).decode("utf-8", "backslashreplace")

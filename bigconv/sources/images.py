@@ -143,7 +143,7 @@ class ImageFolder:
         column = Ragged.of(images, self.schema["image"]) if isinstance(images, list) else images
         columns: dict[str, Column] = {"image": column}
         if self.labels is not None:
-            columns["label"] = self.labels[start:stop]
+            columns["label"] = self.labels[start:stop].copy()  # a step may write into the block
         return Block(self.schema, columns, origins(np.arange(start, stop)))
 
     def _paths(self, start: int, stop: int) -> list[bytes]:
@@ -155,7 +155,7 @@ class ImageFolder:
     def _reject(self, i: int, error: Exception) -> Reject:
         stage = "decode" if isinstance(error, decode.DecodeError) else "read"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Reject(self.files.name(i), i, stage, reason)
+        return Reject(self.files.name(i), 0, stage, reason)
 
     def describe(self) -> dict[str, Any]:
         told: dict[str, Any] = {

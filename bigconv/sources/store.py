@@ -12,7 +12,7 @@ import numpy as np
 from bigconv.block import Block
 from bigconv.schema import Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
-from bigconv.sources.filelist import FileList
+from bigconv.sources.filelist import FileList, told
 from bigconv.view.table import StoreView
 
 
@@ -59,7 +59,7 @@ class StoreSource:
         return {
             "kind": self.name,
             "stores": [
-                {"path": s.path.name, "rows": s.manifest.rows, "content_digest": s.manifest.content_digest}
+                {"path": told(s.path), "rows": s.manifest.rows, "content_digest": s.manifest.content_digest}
                 for s in self.view.stores
             ],
         }

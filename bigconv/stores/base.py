@@ -94,8 +94,17 @@ class StoreWriter(Protocol):
     def append(self, block: Block) -> None:
         """Add rows. Buffers of the block may be reused by the caller afterwards."""
 
+    def checkpoint(self) -> dict[str, Any]:
+        """Make all rows so far durable; JSON values, small whatever the number of rows, for `Store.resume`."""
+
     def close(self) -> None:
-        """Lay everything out where it stays; readable through `Store.open` from now on."""
+        """Lay everything out where it stays; readable through `Store.open` from now on.
+
+        May be cut off anywhere: `Store.resume` from the last checkpoint still works, and so does this after it.
+        """
+
+    def attach(self, name: str, data: bytes) -> None:
+        """Put bytes beside the fields, between `close` and `seal`; read back by `Store.attachment`."""
 
     def seal(self, manifest: Manifest) -> None:
         """Put the manifest in: the last write. Durability is the publisher's business."""
@@ -126,14 +135,23 @@ class Store(Protocol):
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> StoreWriter:
         """Start a store at `path`, which doesn't exist; `rows` when their number is known ahead."""
 
+    def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> StoreWriter:
+        """Go on after a checkpoint of a writer that was killed: later bytes are cut off."""
+
     def open(self, path: Path, schema: Schema, rows: int) -> StoreReader:
         """Open a laid-out store. Raises `IncompleteStore` when its files don't fit schema and rows."""
 
     def manifest(self, path: Path) -> bytes:
         """The manifest's bytes, read without a native library where it can be. Raises `NotAStore` without one."""
 
-    def files(self, path: Path) -> dict[str, int]:
-        """Files whose exact sizes the manifest vouches for: path below `path` -> bytes."""
+    def attachment(self, path: Path, name: str) -> bytes | None:
+        """What was attached under a name; None when nothing was."""
+
+    def files(self, path: Path) -> dict[str, tuple[int, str]]:
+        """Files that the manifest vouches for: path below `path` (`.`: itself) -> bytes and xxh3-128, hex.
+
+        Reads everything. What holds the manifest is left out.
+        """
 
     def check(self, path: Path, manifest: Manifest) -> None:
         """Hold the files' sizes against the manifest, before a native library sees them. Raises `IncompleteStore`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,31 @@ def part_file(part: Part) -> str:
 class Columns:
     """The parts of a schema as files that only grow: what memmap is, and what HDF5 starts from."""
 
-    def __init__(self, path: Path, schema: Schema, head: int = 0) -> None:
-        path.mkdir()
-        self.schema, self.head, self.rows = schema, head, 0
+    def __init__(self, path: Path, schema: Schema, head: int = 0, state: Mapping[str, Any] | None = None) -> None:
+        """Start in a new folder, or go on from what `checkpoint` told."""
+        path.mkdir(exist_ok=state is not None)
+        self.path, self.schema, self.head, self.rows = path, schema, head, 0
         self._totals = {f.name: 0 for f in schema if f.ragged}
         names = [part_file(part) for part in schema.parts()]
         if len({n.casefold() for n in names}) != len(names):
             raise SchemaError(f"two fields would share a file: {sorted(names)}")
         self.files: dict[str, fsio.AppendFile] = {}
+        if state is not None:
+            self.rows = int(state["rows"])
+            self._totals = {name: int(state["totals"][name]) for name in self._totals}
         for part in schema.parts():
-            file = self.files[part.name] = fsio.AppendFile(path / part_file(part))
-            file.write(bytes(head))
-            if part.role == "offsets":
-                file.write(np.zeros(1, "<i8").tobytes())
+            keep = 0 if state is None else head + self.items(part) * part.item_bytes
+            file = self.files[part.name] = fsio.AppendFile(path / part_file(part), keep)
+            if state is None:
+                file.write(bytes(head))
+                if part.role == "offsets":
+                    file.write(np.zeros(1, "<i8").tobytes())
+
+    def checkpoint(self) -> dict[str, Any]:
+        for file in self.files.values():
+            file.sync()
+        fsio.sync_folder(self.path)
+        return {"rows": self.rows, "totals": dict(self._totals)}
 
     def append(self, block: Block) -> None:
         for f in self.schema:

@@ -21,14 +21,27 @@ def read_manifest(path: Path, name: str = MANIFEST) -> bytes:
     return file.read_bytes()
 
 
-def data_files(path: Path, *besides: str) -> dict[str, int]:
-    """Every file of the store but the manifest: path below it -> bytes."""
-    return {name: size for name, size in fsio.files_below(path).items() if name not in besides}
+def data_files(path: Path, *besides: str) -> dict[str, tuple[int, str]]:
+    """Every file of the store but the manifest: path below it -> bytes and digest."""
+    names = fsio.files_below(path)
+    return {name: (size, fsio.digest_file(path / name)) for name, size in names.items() if name not in besides}
+
+
+def attachment_file(path: Path, name: str) -> Path:
+    """The file of an attachment. Raises `ValueError` for a name that isn't plain."""
+    if not name.isascii() or not name.isalpha() or not name.islower():
+        raise ValueError(f"an attachment's name is lower-case letters, got {name!r}")
+    return path / f"{name}.bin"
+
+
+def read_attachment(path: Path, name: str) -> bytes | None:
+    file = attachment_file(path, name)
+    return file.read_bytes() if file.is_file() else None
 
 
 def check_sizes(path: Path, manifest: Manifest) -> None:
     """Every file that the manifest names is there with its exact size. Raises `IncompleteStore`."""
-    for name, size in manifest.files.items():
+    for name, (size, _) in manifest.files.items():
         file = path / name
         try:
             found = file.stat().st_size

@@ -6,14 +6,15 @@ gave out, because a killed HDF5 library leaves an unreadable file, and a plain w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from bigconv import fsio
 from bigconv.block import Block, Index, Ragged
@@ -38,6 +39,9 @@ class Hdf5:
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> Hdf5Writer:
         return Hdf5Writer(path, schema, rows)
 
+    def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> Hdf5Writer:
+        return Hdf5Writer(path, schema, rows, state)
+
     def open(self, path: Path, schema: Schema, rows: int) -> Hdf5Reader:
         return Hdf5Reader(path, schema, rows)
 
@@ -53,11 +57,26 @@ class Hdf5:
                 raise IncompleteStore(f"{path}: the manifest is not a list of bytes")
             return bytes(dataset[:].tobytes())
 
-    def files(self, path: Path) -> dict[str, int]:
-        return {}  # the file's size is in its superblock, and checked against that
+    def attachment(self, path: Path, name: str) -> bytes | None:
+        with _damage(path), _opened(path) as file:
+            dataset = file.get(f"_bigconv/{name}")
+            if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+                return None
+            return bytes(dataset[:].tobytes())
+
+    def files(self, path: Path) -> dict[str, tuple[int, str]]:
+        with _damage(path), _opened(path) as file:
+            if MANIFEST not in file:
+                return {}  # the writer adds it with the manifest
+            dataset = file[MANIFEST]
+            skip = (int(dataset.id.get_offset() or 0), int(dataset.size))
+        return {".": (path.stat().st_size, fsio.digest_file(path, skip))}
 
     def check(self, path: Path, manifest: Manifest) -> None:
         check_end(path)
+        size, _ = manifest.files.get(".", (0, ""))
+        if path.stat().st_size != size:
+            raise IncompleteStore(f"{path}: has {path.stat().st_size} bytes instead of {size}: cut short or changed")
 
     def describe(self, schema: Schema) -> dict[str, str]:
         return {f.name: "values + offsets" if f.ragged else "contiguous" for f in schema}
@@ -136,19 +155,29 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, link
 
 
 class Hdf5Writer:
-    """Writes rows where they stay when their number is known and all fields are fixed, else beside the file first."""
+    """Writes rows where they stay when their number is known and all fields are fixed, else beside the file first.
 
-    def __init__(self, path: Path, schema: Schema, rows: int | None) -> None:
-        self.path, self.schema, self.rows = path, schema, 0
+    `close` and what follows only ever add a file, or metadata: the rows stay where they were written, for a run that
+    is killed there to go on from. What is left beside the file in the end goes with the folder both are in.
+    """
+
+    def __init__(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any] | None = None) -> None:
+        self.path, self.schema, self.rows = path, schema, int(state["rows"]) if state else 0
+        self._rows_beside = path.with_name(path.name + ".rows")  # rows at places that turned out not to be final
         self._beside = path.with_name(path.name + ".columns")
         self._columns: Columns | None = None
         self._direct: fsio.PatchFile | None = None
         self._places: dict[str, tuple[int, int]] = {}
         if rows is not None and not any(f.ragged for f in schema):
-            self._places = _allocate(path, [(part, rows) for part in schema.parts()])
-            self._direct = fsio.PatchFile(path)
+            if state is None:
+                self._places = _allocate(self._rows_beside, [(part, rows) for part in schema.parts()])
+            else:
+                self._places = {name: (int(a), int(b)) for name, (a, b) in state["places"].items()}
+                if not self._rows_beside.exists():  # killed in `close`, when it had its final name already
+                    path.replace(self._rows_beside)
+            self._direct = fsio.PatchFile(self._rows_beside)
         else:
-            self._columns = Columns(self._beside, schema, head=0)
+            self._columns = Columns(self._beside, schema, 0, state)
 
     def append(self, block: Block) -> None:
         if self._columns is not None:
@@ -165,36 +194,62 @@ class Hdf5Writer:
                 self._direct.write_at(offset + at, data)
         self.rows += len(block)
 
+    def checkpoint(self) -> dict[str, Any]:
+        if self._columns is not None:
+            return self._columns.checkpoint()
+        assert self._direct is not None
+        self._direct.sync()
+        fsio.sync_folder(self.path.parent)
+        return {"rows": self.rows, "places": {name: list(place) for name, place in self._places.items()}}
+
     def close(self) -> None:
-        """Make a file with the final metadata and bring rows and metadata together in one of the two."""
+        """Make a file with the final metadata, and bring rows and metadata together in one of the two."""
         counts = [
             (part, self._columns.items(part) if self._columns else part_items(part, self.rows, 0))
             for part in self.schema.parts()
         ]
-        final = self.path.with_name(self.path.name + ".final")
-        places = _allocate(final, counts)
-        if self._direct is not None:
+        fresh = self.path.with_name(self.path.name + ".fresh")
+        places = _allocate(fresh, counts)
+        if self._direct is not None and places == self._places:
+            # the rows are where they stay: only the metadata is put in, anew, whatever an earlier try has left
+            end = fresh.stat().st_size
+            for start, stop in _between(places, end):
+                self._direct.copy_from(fresh, start, stop - start, start)
+            self._direct.truncate(end)
             self._direct.close()
-            if places == self._places:
-                final.unlink()
-                return
-        target = fsio.PatchFile(final)
+            fresh.unlink()
+            self._rows_beside.replace(self.path)
+            return
+        target = fsio.PatchFile(fresh)
         try:
             for part, _ in counts:
                 offset, size = places[part.name]
                 if self._columns is not None:
                     target.copy_from(self._columns.files[part.name].path, 0, size, offset)
                 else:  # fewer rows than announced
-                    target.copy_from(self.path, self._places[part.name][0], size, offset)
+                    target.copy_from(self._rows_beside, self._places[part.name][0], size, offset)
         finally:
             target.close()
-        if self._columns is not None:
-            self._columns.close()
-            fsio.remove(self._beside)
-        final.replace(self.path)
+        self.abort()
+        fresh.replace(self.path)
+
+    def attach(self, name: str, data: bytes) -> None:
+        self._add(f"_bigconv/{name}", np.frombuffer(data, np.uint8))
 
     def seal(self, manifest: Manifest) -> None:
-        raw = np.frombuffer(manifest.to_bytes(), np.uint8)
+        # room for the file's own size and digest, which are known only when the manifest has its place
+        room = len(manifest.to_bytes()) + 128
+        offset = self._add(MANIFEST, np.full(room, ord(" "), np.uint8))
+        files = {".": (self.path.stat().st_size, fsio.digest_file(self.path, (offset, room)))}
+        whole = replace(manifest, files=files).to_bytes().ljust(room)
+        patch = fsio.PatchFile(self.path)
+        try:
+            patch.write_at(offset, whole)
+        finally:
+            patch.close()
+
+    def _add(self, name: str, data: npt.NDArray[np.uint8]) -> int:
+        """Add a dataset of bytes; its offset in the file."""
         links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         links.set_create_intermediate_group(True)
         with (
@@ -203,14 +258,27 @@ class Hdf5Writer:
                 self.path, "r+", libver=_LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
             ) as file,
         ):
-            dataset = _create(file, MANIFEST, raw.shape, "uint8", links)
-            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, raw)
+            dataset = _create(file, name, data.shape, "uint8", links)
+            if data.size:
+                dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, data)
+            return int(dataset.get_offset() or 0)
 
     def abort(self) -> None:
         if self._columns is not None:
             self._columns.close()
         if self._direct is not None:
             self._direct.close()
+
+
+def _between(places: Mapping[str, tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
+    """The stretches of a file of `end` bytes that hold no rows: metadata and gaps."""
+    at = 0
+    for offset, size in sorted(place for place in places.values() if place[1]):
+        if offset > at:
+            yield at, offset
+        at = offset + size
+    if at < end:
+        yield at, end
 
 
 class Hdf5Reader:

@@ -2,9 +2,7 @@
 
 `out.lmdb/` holds `data.mdb` (the classic on-disk format of LMDB 0.9), `rows.npy` (int64 `[rows]`: byte in
 `data.mdb` at which the value of each row starts) and `manifest.json`. Key: the row number, 8 bytes
-big-endian. Value, little-endian: a head of constant size with, for each field in the schema's order, the row
-itself (fixed fields) or its byte count, int64, and where several axes vary its shape, int64 `[ndim]` (ragged
-ones); behind the head the bytes of the ragged fields in the same order. For image (32, 32, 3), label and text:
+big-endian. Value: see `lmdb_record`. For image (32, 32, 3), label and text:
 
     with lmdb.open("out.lmdb", readonly=True, lock=False) as env, env.begin() as txn:
         for i in range(env.stat()["entries"]):
@@ -14,40 +12,30 @@ ones); behind the head the bytes of the ragged fields in the same order. For ima
             nbytes = np.frombuffer(value, "<i8", 1, 3080)[0]
             text = value[3088 : 3088 + nbytes].decode()
 
-The bytes are a function of the rows alone. A compacting copy numbers the pages by their place in the tree; what
-it leaves to chance (map size, page size of the host, unused bytes of recycled pages) is made canonical.
+lmdb itself is imported to read through it; writing and mapping do without.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import lmdb
 import numpy as np
 
-from bigconv import fsio
 from bigconv.block import Array, Block, Column, Index, Ragged
-from bigconv.digest import little_endian
-from bigconv.errors import IncompleteStore, OutputError, RowError, SchemaError, StoreError
+from bigconv.errors import IncompleteStore, RowError, StoreError
 from bigconv.manifest import Manifest
 from bigconv.schema import Field, Schema
 from bigconv.stores import folder
 from bigconv.stores.base import Indexed, RaggedInline, Whereabouts
-from bigconv.stores.lmdb_pages import INLINE_BYTES, MAP_SIZE_AT, PAGE_BYTES, Tree, empty_environment
+from bigconv.stores.lmdb_pages import INLINE_BYTES, PAGE_BYTES, Tree
+from bigconv.stores.lmdb_record import Record
+from bigconv.stores.lmdb_writer import DATA, NPY_BYTES, ROWS, LmdbWriter, npy_header
 
-DATA, ROWS = "data.mdb", "rows.npy"
-BUILD = "build"  # the environment that grows, beside the file that stays
-TXN_ROWS = 4096  # rows a transaction: its fixed cost (a new path to the root) is then below 1 %
-TXN_BYTES = 32 << 20  # 32 MiB a transaction: what has to be held in memory, and done again when the map is full
-MAP_BYTES = 64 << 20  # 64 MiB: first size of the map, doubled on demand
-MAX_VALUE = 0xFFFFFFFF - 1  # bytes; LMDB's MAXDATASIZE
-NPY_BYTES = 128  # length of the header of rows.npy: fixed, so that numpy's version doesn't show
 _ONE_ENVIRONMENT = threading.Lock()  # lmdb refuses to open a file twice in a process
 
 
@@ -60,13 +48,19 @@ class Lmdb:
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> LmdbWriter:
         return LmdbWriter(path, schema)
 
+    def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> LmdbWriter:
+        return LmdbWriter(path, schema, state)
+
     def open(self, path: Path, schema: Schema, rows: int) -> LmdbReader:
         return LmdbReader(path, schema, rows)
 
     def manifest(self, path: Path) -> bytes:
         return folder.read_manifest(path)
 
-    def files(self, path: Path) -> dict[str, int]:
+    def attachment(self, path: Path, name: str) -> bytes | None:
+        return folder.read_attachment(path, name)
+
+    def files(self, path: Path) -> dict[str, tuple[int, str]]:
         return folder.data_files(path, folder.MANIFEST)
 
     def check(self, path: Path, manifest: Manifest) -> None:
@@ -95,191 +89,6 @@ def page_cost(value_bytes: int) -> float:
     else:
         taken = PAGE_BYTES / ((PAGE_BYTES - 16) // (2 + 8 + 8 + value_bytes + value_bytes % 2))
     return taken / value_bytes - 1
-
-
-class Record:
-    """Where each field lies in a value: `places` (bytes behind its start), `shapes` and `lengths` of ragged ones."""
-
-    def __init__(self, schema: Schema) -> None:
-        self.schema, self.head_bytes = schema, 0
-        self.places: dict[str, int] = {}
-        self.shapes: dict[str, int | None] = {}
-        for f in schema:
-            if f.ragged and f.row_bytes == 0:
-                raise SchemaError(
-                    f"field {f.name}: LMDB records count bytes, and its items have none; use another store"
-                )
-            self.places[f.name] = self.head_bytes
-            self.head_bytes += 8 if f.ragged else f.row_bytes
-            if f.ragged:
-                self.shapes[f.name] = self.head_bytes if f.has_shapes else None
-                self.head_bytes += 8 * len(f.shape) if f.has_shapes else 0
-        self.ragged = tuple(f for f in schema if f.ragged)
-        self.lengths = tuple(self.places[f.name] for f in self.ragged)
-
-    def sizes(self, block: Block) -> Index:
-        """int64 `[rows]`: bytes of each value."""
-        total = np.full(len(block), self.head_bytes, np.int64)
-        for f in self.ragged:
-            total += _ragged(block, f).lengths * f.row_bytes
-        return total
-
-    def encode(self, block: Block) -> list[bytes]:
-        """The values of all rows."""
-        heads = np.empty((len(block), self.head_bytes), np.uint8)
-        payloads: list[tuple[memoryview, list[int]]] = []
-        for f in self.schema:
-            column = block.columns[f.name]
-            if isinstance(column, Ragged):
-                _put(heads, self.places[f.name], column.lengths * f.row_bytes)
-                if column.shapes is not None:
-                    _put(heads, self.places[f.name] + 8, column.shapes)
-                raw = little_endian(column.values).reshape(-1).view(np.uint8).data
-                payloads.append((raw, (column.offsets * f.row_bytes).tolist()))
-            else:
-                _put(heads, self.places[f.name], column)
-        if self.head_bytes == 0:
-            return [b""] * len(block)
-        values: list[bytes] = heads.view(f"V{self.head_bytes}").ravel().tolist()  # in C: no Python a row
-        if not payloads:
-            return values
-        return [b"".join([head, *(raw[at[i] : at[i + 1]] for raw, at in payloads)]) for i, head in enumerate(values)]
-
-    def decode(self, value: bytes | memoryview, f: Field) -> Array:
-        """One field of one row. Raises `ValueError` or `TypeError` when the value doesn't fit the schema."""
-        lengths = [int(n) for at in self.lengths for n in np.ndarray(1, "<i8", value, at)]
-        if min(lengths, default=0) < 0 or self.head_bytes + sum(lengths) != len(value):
-            raise ValueError(f"{len(value)} bytes do not fit a head of {self.head_bytes} and payloads of {lengths}")
-        dtype = np.dtype(f.dtype).newbyteorder("<")
-        if not f.ragged:
-            return np.ndarray(f.item_shape, dtype, value, self.places[f.name])
-        number = self.ragged.index(f)
-        if lengths[number] % f.row_bytes:
-            raise ValueError(f"{lengths[number]} bytes are not a number of items of {f.row_bytes}")
-        shape = (-1, *f.item_shape)
-        if (at := self.shapes[f.name]) is not None:
-            shape = tuple(np.ndarray(len(f.shape), "<i8", value, at).tolist())
-            if any(m < 0 or n not in (None, m) for n, m in zip(f.shape, shape, strict=True)):
-                raise ValueError(f"shape {shape}")
-        flat: Array = np.ndarray(
-            lengths[number] // dtype.itemsize, dtype, value, self.head_bytes + sum(lengths[:number])
-        )
-        return flat.reshape(shape)
-
-
-def _put(heads: Array, at: int, column: Array) -> None:
-    """Write the bytes of `[rows, *shape]` into a column of bytes of the heads, uint8 `[rows, head_bytes]`."""
-    raw = little_endian(column).reshape(-1).view(np.uint8)
-    n = raw.size // len(heads) if len(heads) else 0
-    heads[:, at : at + n] = raw.reshape(len(heads), n)
-
-
-def _ragged(block: Block, f: Field) -> Ragged:
-    column = block.columns[f.name]
-    if not isinstance(column, Ragged):
-        raise SchemaError(f"field {f.name}: expected a Ragged")
-    return column
-
-
-class LmdbWriter:
-    """Appends in transactions to an environment beside the file, then copies it compacted."""
-
-    def __init__(self, path: Path, schema: Schema) -> None:
-        self.path, self.rows = path, 0
-        self._record = Record(schema)
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._map_bytes = MAP_BYTES
-        self._build = path / BUILD
-        self._build.mkdir(parents=True)
-        # an environment that is there keeps its format and page size, whatever lmdb and the host would choose
-        fsio.write_file(self._build / DATA, empty_environment())
-        with _translated(path):
-            # no lock file: this is the only process that knows the folder
-            self._env = lmdb.open(str(self._build), map_size=MAP_BYTES, sync=False, lock=False)
-
-    def append(self, block: Block) -> None:
-        sizes = self._record.sizes(block)
-        if sizes.max(initial=0) > MAX_VALUE:
-            row = int(sizes.argmax())
-            raise OutputError(
-                f"{self.path}: row {self.rows + len(self._pending) + row} has {int(sizes[row])} bytes; LMDB holds "
-                "less than 4 GiB a record: use another store"
-            )
-        for start, stop in _pieces(sizes):
-            self._pending += self._record.encode(block.slice(start, stop))
-            self._pending_bytes += int(sizes[start:stop].sum())
-            if len(self._pending) >= TXN_ROWS or self._pending_bytes >= TXN_BYTES:
-                self._flush()
-
-    def _flush(self) -> None:
-        keys = np.arange(self.rows, self.rows + len(self._pending), dtype=">u8").view("V8").tolist()
-        with _translated(self.path):
-            while True:
-                try:
-                    with self._env.begin(write=True) as txn, txn.cursor() as cursor:
-                        _, added = cursor.putmulti(zip(keys, self._pending, strict=True), append=True)
-                    break
-                except lmdb.MapFullError:  # the whole transaction is lost
-                    self._map_bytes *= 2
-                    self._env.set_mapsize(self._map_bytes)
-        if added != len(keys):
-            raise OutputError(f"{self.path}: LMDB took {added} of {len(keys)} rows from row {self.rows} on")
-        self.rows += added
-        self._pending, self._pending_bytes = [], 0
-
-    def close(self) -> None:
-        self._flush()
-        with _translated(self.path), open(self.path / DATA, "xb") as file:
-            # copyfd, since copy() bypasses the page cache, and what follows reads the file
-            self._env.copyfd(file.fileno(), compact=True)
-        self._env.close()
-        fsio.remove(self._build)
-        tree = Tree(self.path / DATA)
-        if tree.entries != self.rows:
-            raise IncompleteStore(f"{self.path / DATA}: LMDB holds {tree.entries} rows instead of {self.rows}")
-        index, data = fsio.AppendFile(self.path / ROWS), fsio.PatchFile(self.path / DATA)
-        try:
-            index.write(npy_header(self.rows))
-            for number in range(2):
-                at = number * PAGE_BYTES + MAP_SIZE_AT
-                data.write_at(at, (tree.pages * PAGE_BYTES).to_bytes(8, "little"))
-            for offsets in tree.value_offsets(data):
-                index.write(offsets.astype("<i8", copy=False).tobytes())
-        finally:
-            index.close()
-            data.close()
-
-    def seal(self, manifest: Manifest) -> None:
-        fsio.write_file(self.path / folder.MANIFEST, manifest.to_bytes())
-
-    def abort(self) -> None:
-        self._env.close()
-
-
-def _pieces(sizes: Index) -> Iterator[tuple[int, int]]:
-    """Cut rows of the given sizes into pieces of about a transaction."""
-    group = np.stack([np.cumsum(sizes) // TXN_BYTES, np.arange(len(sizes)) // TXN_ROWS])
-    cuts = (np.flatnonzero((np.diff(group) != 0).any(0)) + 1).tolist()
-    yield from zip([0, *cuts], [*cuts, len(sizes)], strict=True)
-
-
-def npy_header(rows: int) -> bytes:
-    """A version 1.0 `.npy` header for int64 `[rows]`, always `NPY_BYTES` long (numpy.lib.format)."""
-    text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({rows},), }}"
-    size = NPY_BYTES - 10
-    return b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little") + text.ljust(size - 1).encode() + b"\n"
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn lmdb's errors of a write into an `OutputError`."""
-    with fsio.writing(path):
-        try:
-            yield
-        except lmdb.Error as error:
-            code = errno.ENOSPC if isinstance(error, lmdb.DiskError) else getattr(error, "code", 0)
-            raise OSError(code, str(error)) if code > 0 else OSError(str(error)) from error
 
 
 class LmdbReader:
@@ -348,7 +157,9 @@ class LmdbReader:
         self._verified = True
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[lmdb.Transaction]:
+    def _transaction(self) -> Iterator[Any]:
+        import lmdb
+
         with _ONE_ENVIRONMENT:
             try:
                 env = lmdb.open(str(self.path), readonly=True, lock=False, readahead=False, meminit=False, create=False)

@@ -1,4 +1,4 @@
-"""Pages of LMDB's classic file format: an empty environment, and a checked walk over the tree.
+"""Pages of LMDB's classic file format: their layout, and a checked walk over the tree.
 
 Source: mdb.c of LMDB 0.9. lmdb itself follows pointers unchecked, so a damaged file must not reach it.
 """
@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bigconv import fsio
 from bigconv.block import Array, Index
 from bigconv.errors import IncompleteStore
 
 # Pages of the classic format (mdb.c of LMDB 0.9): a page header of 16 bytes, then pointers to nodes, then a gap, then
 # the nodes. A node is 8 bytes (size or child, flags, key size), key, data; an odd one is padded.
 HEAD = np.dtype([("pgno", "<u8"), ("pad", "<u2"), ("flags", "<u2"), ("lower", "<u2"), ("upper", "<u2")])
+OVERFLOW_HEAD = np.dtype([("pgno", "<u8"), ("pad", "<u2"), ("flags", "<u2"), ("pages", "<u4")])
+NODE = np.dtype([("low", "<u2"), ("high", "<u2"), ("flags", "<u2"), ("key_size", "<u2"), ("key", ">u8")])
 _DB = np.dtype(
     [("pad", "<u4"), ("flags", "<u2"), ("depth", "<u2")]
     + [(name, "<u8") for name in ("branches", "leaves", "overflows", "entries", "root")]
@@ -28,25 +29,35 @@ META = np.dtype(
         *(("free", _DB), ("main", _DB), ("last", "<u8"), ("txnid", "<u8")),
     ]
 )
-MAP_SIZE_AT = 32  # byte of `map_size` in a meta page
 MAGIC, VERSION = 0xBEEFC0DE, 1  # version 1 is 0.9, 3 is 1.0, whose page header is 24 bytes long
 PAGE_BYTES = 4096  # LMDB takes the host's, which differs; every LMDB reads any
 INLINE_BYTES = (PAGE_BYTES - 16) // 2 - 2 - 8 - 8  # 2022: the largest value that stays in its node (me_nodemax)
-_BRANCH, _LEAF, _META, _BIG, _INTEGERKEY = 1, 2, 8, 1, 8  # flags: P_BRANCH, P_LEAF, P_META, F_BIGDATA, MDB_INTEGERKEY
+BRANCH, LEAF, OVERFLOW, _META, BIG, _INTEGERKEY = 1, 2, 4, 8, 1, 8  # P_BRANCH … P_META, F_BIGDATA, MDB_INTEGERKEY
 _NO_PAGE = 0xFFFFFFFFFFFFFFFF
 _MAX_DEPTH = 32  # CURSOR_STACK
 WALK_PAGES = 1024  # 4 MiB at a time: stays in the cache, and memory is bounded
 
 
-def empty_environment() -> bytes:
-    """The two meta pages of an environment without rows, as `mdb_env_init_meta` writes them."""
-    pages = np.zeros((2, PAGE_BYTES), np.uint8)
-    for number in range(2):
-        meta = pages[number, : META.itemsize].view(META)
-        meta["pgno"], meta["flags"], meta["magic"], meta["version"], meta["last"] = number, _META, MAGIC, VERSION, 1
-        meta["free"]["pad"], meta["free"]["flags"] = PAGE_BYTES, _INTEGERKEY
-        meta["free"]["root"] = meta["main"]["root"] = _NO_PAGE
-    return pages.tobytes()
+def overflow_pages(value_bytes: Index) -> Index:
+    """How many pages values take that don't stay in their nodes: one header of 16 bytes, then the value."""
+    return -(-(value_bytes + 16) // PAGE_BYTES)
+
+
+def meta_pages(pages: int, branches: int, leaves: int, rows: int, depth: int, root: int) -> bytes:
+    """The two first pages of a file of `pages` pages, as after its first transaction: the later one is in force.
+
+    The map size is that of the file, since lmdb takes it as the smallest one in any case.
+    """
+    raw = np.zeros((2, PAGE_BYTES), np.uint8)
+    metas = raw[:, : META.itemsize].view(META)[:, 0]
+    metas["pgno"] = metas["txnid"] = (0, 1)
+    metas["flags"], metas["magic"], metas["version"] = _META, MAGIC, VERSION
+    metas["map_size"], metas["last"] = pages * PAGE_BYTES, (1, pages - 1)
+    metas["free"]["pad"], metas["free"]["flags"] = PAGE_BYTES, _INTEGERKEY
+    metas["free"]["root"] = metas["main"]["root"] = _NO_PAGE
+    if rows:
+        metas["main"][1] = (0, 0, depth, branches, leaves, pages - 2 - branches - leaves, rows, root)
+    return raw.tobytes()
 
 
 class Tree:
@@ -84,11 +95,8 @@ class Tree:
         if (metas["free"]["pad"] != PAGE_BYTES).any() or not whole:
             raise IncompleteStore(f"{path}: its meta page is damaged")
 
-    def value_offsets(self, patch: fsio.PatchFile | None = None) -> Iterator[Index]:
-        """int64 `[rows of some leaves]`: the byte at which each value starts, of all rows in order.
-
-        With `patch`, what LMDB leaves undefined is set to zero on the way: it recycles pages without clearing them.
-        """
+    def value_offsets(self) -> Iterator[Index]:
+        """int64 `[rows of some leaves]`: the byte at which each value starts, of all rows in order."""
         if not self.entries:
             return
         pages = np.memmap(self.path, np.uint8, "r").reshape(-1, PAGE_BYTES)
@@ -97,9 +105,7 @@ class Tree:
             leaf, below = depth == self.depth - 1, []
             for start in range(0, len(level), WALK_PAGES):
                 numbers = level[start : start + WALK_PAGES]
-                nodes = _Nodes(pages[numbers], numbers, _LEAF if leaf else _BRANCH, self)
-                if patch is not None:
-                    nodes.zero_unused(patch, pages)
+                nodes = _Nodes(pages[numbers], numbers, LEAF if leaf else BRANCH, self)
                 if not leaf:
                     below.append(nodes.children())
                     continue
@@ -120,30 +126,30 @@ class _Nodes:
     """All nodes of some pages of one level: `of` (index of the page) and `at` (byte in it), int64 `[nodes]`."""
 
     def __init__(self, pages: Array, numbers: Index, kind: int, tree: Tree) -> None:
-        self.pages, self.numbers, self.kind, self.tree = pages, numbers, kind, tree
+        self.numbers, self.tree = numbers, tree
         head = pages[:, : HEAD.itemsize].copy().view(HEAD)[:, 0]
-        self.lower, self.upper = head["lower"].astype(np.int64), head["upper"].astype(np.int64)
+        lower, upper = head["lower"].astype(np.int64), head["upper"].astype(np.int64)
         tree.damaged(numbers, (head["pgno"] != numbers) | (head["flags"] != kind))
-        tree.damaged(numbers, (self.lower < 18) | (self.lower > self.upper) | (self.upper > PAGE_BYTES))
-        tree.damaged(numbers, self.lower % 2 != 0)
+        tree.damaged(numbers, (lower < 18) | (lower > upper) | (upper > PAGE_BYTES))
+        tree.damaged(numbers, lower % 2 != 0)
         self._words = pages.view("<u2")
-        counts = (self.lower - 16) // 2
-        if kind == _BRANCH:
+        counts = (lower - 16) // 2
+        if kind == BRANCH:
             tree.damaged(numbers, counts < 2)  # lmdb aborts the process over it
         used = np.arange(counts.max()) < counts[:, None]
         self.of = np.nonzero(used)[0]
         self.at = self._words[:, 8 : 8 + used.shape[1]][used].astype(np.int64)
-        self._check((self.at < self.upper[self.of]) | (self.at > PAGE_BYTES - 8) | (self.at % 2 != 0))
+        self._check((self.at < upper[self.of]) | (self.at > PAGE_BYTES - 8) | (self.at % 2 != 0))
         self._head = self._read(self.at, 8).view("<u2").astype(np.int64)  # [nodes, 4]: low, high, flags, key size
         self._key = self._head[:, 3]
-        if kind == _LEAF:
+        if kind == LEAF:
             self._size = self._head[:, 0] | self._head[:, 1] << 16
-            self._big = self._head[:, 2] == _BIG
-            self._check((self._key != 8) | (self._head[:, 2] & ~_BIG != 0))
-            self._end = self.at + 16 + np.where(self._big, 8, self._size)
+            self._big = self._head[:, 2] == BIG
+            self._check((self._key != 8) | (self._head[:, 2] & ~BIG != 0))
+            end = self.at + 16 + np.where(self._big, 8, self._size)
         else:
-            self._end = self.at + 8 + self._key
-        self._check(self._end > PAGE_BYTES)
+            end = self.at + 8 + self._key
+        self._check(end > PAGE_BYTES)
 
     def _check(self, bad: Array) -> None:
         self.tree.damaged(self.numbers[self.of], bad)
@@ -164,42 +170,13 @@ class _Nodes:
         keys = self._read(self.at + 8, 8).view(">u8")[:, 0]
         self._check(keys != np.arange(row, row + len(keys), dtype=np.uint64))
         offsets: Index = self.numbers[self.of] * PAGE_BYTES + self.at + 16
-        first, _ = self._extents()
-        offsets[self._big] = first * PAGE_BYTES + 16
+        offsets[self._big] = self._overflows() * PAGE_BYTES + 16
         return offsets
 
-    def _extents(self) -> tuple[Index, Index]:
-        """int64 `[big nodes]` each: first overflow page and number of pages."""
+    def _overflows(self) -> Index:
+        """int64 `[big nodes]`: the first overflow page."""
         first = self._read(self.at[self._big] + 16, 8, self._big).view("<u8")[:, 0]
-        pages = -(-(self._size[self._big] + 16) // PAGE_BYTES)
-        inside = (first >= 2) & (first < self.tree.pages) & (first + pages.astype(np.uint64) <= self.tree.pages)
+        pages = overflow_pages(self._size[self._big]).astype(np.uint64)
+        inside = (first >= 2) & (first < self.tree.pages) & (first + pages <= self.tree.pages)
         self.tree.damaged(self.numbers[self.of[self._big]], ~inside)
-        return first.astype(np.int64), pages
-
-    def _ends(self) -> tuple[Index, Index]:
-        """int64 `[big nodes]` each: the overflow page on which a value ends, and the byte in it behind the value."""
-        first, pages = self._extents()
-        return first + pages - 1, self._size[self._big] + 16 - (pages - 1) * PAGE_BYTES
-
-    def zero_unused(self, patch: fsio.PatchFile, pages: Array) -> None:
-        """Gaps and padding of these pages, and what is behind the values on overflow pages, among all `pages`."""
-        byte = np.arange(PAGE_BYTES)
-        gap = (byte >= self.lower[:, None]) & (byte < self.upper[:, None])
-        odd = self._end % 2 != 0
-        gap[self.of[odd], self._end[odd]] = True
-        _zero(patch, self.pages, self.numbers, gap)
-        if self.kind == _LEAF:
-            last, end = self._ends()
-            for start in range(0, len(last), WALK_PAGES):
-                numbers = last[start : start + WALK_PAGES]
-                _zero(patch, pages[numbers], numbers, byte >= end[start : start + WALK_PAGES, None])
-
-
-def _zero(patch: fsio.PatchFile, pages: Array, numbers: Index, where: Array) -> None:
-    """Zero bytes of pages (uint8 `[pages, PAGE_BYTES]`, bool the same), here and in the file."""
-    stale = where & (pages != 0)
-    changed = np.flatnonzero(stale.any(1))
-    pages[stale] = 0
-    for run in np.split(changed, np.flatnonzero(np.diff(numbers[changed]) != 1) + 1):
-        if len(run):
-            patch.write_at(int(numbers[run[0]]) * PAGE_BYTES, pages[run].tobytes())
+        return first.astype(np.int64)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,13 +33,19 @@ class Memmap:
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> MemmapWriter:
         return MemmapWriter(path, schema)
 
+    def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> MemmapWriter:
+        return MemmapWriter(path, schema, state)
+
     def open(self, path: Path, schema: Schema, rows: int) -> MemmapReader:
         return MemmapReader(path, schema, rows)
 
     def manifest(self, path: Path) -> bytes:
         return folder.read_manifest(path)
 
-    def files(self, path: Path) -> dict[str, int]:
+    def attachment(self, path: Path, name: str) -> bytes | None:
+        return folder.read_attachment(path, name)
+
+    def files(self, path: Path) -> dict[str, tuple[int, str]]:
         return folder.data_files(path, folder.MANIFEST)
 
     def check(self, path: Path, manifest: Manifest) -> None:
@@ -62,18 +69,27 @@ def header(dtype: str, shape: tuple[int, ...]) -> bytes:
 class MemmapWriter:
     """Appends to the files; headers come last, when the lengths are known."""
 
-    def __init__(self, path: Path, schema: Schema) -> None:
+    def __init__(self, path: Path, schema: Schema, state: Mapping[str, Any] | None = None) -> None:
         self.path = path
-        self._columns = Columns(path, schema, HEADER_BYTES)
+        if state is not None:  # of a run that was killed after it had sealed
+            for file in (path / folder.MANIFEST, *path.glob("*.bin")):
+                file.unlink(missing_ok=True)
+        self._columns = Columns(path, schema, HEADER_BYTES, state)
 
     def append(self, block: Block) -> None:
         self._columns.append(block)
+
+    def checkpoint(self) -> dict[str, Any]:
+        return self._columns.checkpoint()
 
     def close(self) -> None:
         columns = self._columns
         for part in columns.schema.parts():
             columns.files[part.name].write_at(0, header(part.dtype, (columns.items(part), *part.shape)))
         columns.close()
+
+    def attach(self, name: str, data: bytes) -> None:
+        fsio.write_file(folder.attachment_file(self.path, name), data)
 
     def seal(self, manifest: Manifest) -> None:
         fsio.write_file(self.path / folder.MANIFEST, manifest.to_bytes())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as default
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +25,7 @@ _HELD: dict[str, _Held] = {}
 class _Held:
     blocks: list[Block]
     manifest: bytes | None = None
+    attachments: dict[str, bytes] = default(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Memory:
         _HELD[os.fspath(path)] = held = _Held([])
         return MemoryWriter(held)
 
+    def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> MemoryWriter:
+        raise NotAStore(f"{path}: memory does not outlive its process")
+
     def open(self, path: Path, schema: Schema, rows: int) -> MemoryReader:
         return MemoryReader(_held(path).blocks, schema, rows)
 
@@ -44,7 +50,10 @@ class Memory:
             raise NotAStore(f"{path}: no manifest in memory")
         return raw
 
-    def files(self, path: Path) -> dict[str, int]:
+    def attachment(self, path: Path, name: str) -> bytes | None:
+        return _held(path).attachments.get(name)
+
+    def files(self, path: Path) -> dict[str, tuple[int, str]]:
         return {}
 
     def check(self, path: Path, manifest: Manifest) -> None:
@@ -78,8 +87,14 @@ class MemoryWriter:
             )
         self._held.blocks.append(Block(block.schema, columns))
 
+    def checkpoint(self) -> dict[str, Any]:
+        return {}
+
     def close(self) -> None:
         pass
+
+    def attach(self, name: str, data: bytes) -> None:
+        self._held.attachments[name] = bytes(data)
 
     def seal(self, manifest: Manifest) -> None:
         self._held.manifest = manifest.to_bytes()

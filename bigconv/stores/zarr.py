@@ -8,6 +8,7 @@ last file written: before it there is no group.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,16 +19,16 @@ from bigconv import fsio
 from bigconv.block import Array, Block, Index, Ragged
 from bigconv.digest import little_endian
 from bigconv.errors import BigconvError, IncompleteStore, NotAStore, SchemaError, UsageError
-from bigconv.manifest import Manifest, canonical, count, unique
+from bigconv.manifest import Manifest, canonical, unique
 from bigconv.schema import Field, Part, Schema
 from bigconv.stores import folder
 from bigconv.stores.base import Chunked, RaggedColumns, Strided, Whereabouts
 from bigconv.stores.columns import part_items, take_column
-from bigconv.stores.zarr_shards import Layout, ShardWriter, shard_path
+from bigconv.stores.zarr_documents import METADATA, array_document, group_document, read_document
+from bigconv.stores.zarr_shards import Layout, ShardWriter, read_items, shard_path
 
-METADATA = "zarr.json"
 ATTRIBUTE = "bigconv"
-ARRAY_METADATA_BYTES = 64 << 10  # 64 KiB: that of an array has under 1 KiB; more is not ours
+ATTACHED = "_bigconv"  # group of what is attached; no field begins with _
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Zarr:
             )
 
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> ZarrWriter:
-        return ZarrWriter(path, schema, {part.name: self._layout(part) for part in schema.parts()})
+        return ZarrWriter(path, schema, self)
+
+    def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> ZarrWriter:
+        return ZarrWriter(path, schema, self, state)
 
     def open(self, path: Path, schema: Schema, rows: int) -> ZarrReader:
         return ZarrReader(path, schema, rows)
@@ -64,7 +68,14 @@ class Zarr:
         except (ValueError, RecursionError) as error:
             raise IncompleteStore(f"{path}: {METADATA} can't be read: {error}") from error
 
-    def files(self, path: Path) -> dict[str, int]:
+    def attachment(self, path: Path, name: str) -> bytes | None:
+        array, part = _attached(path, name)
+        if not (array / METADATA).is_file():
+            return None
+        items, layout = read_document(array / METADATA, part)
+        return read_items(array, part, layout, items)
+
+    def files(self, path: Path) -> dict[str, tuple[int, str]]:
         return folder.data_files(path, METADATA)
 
     def check(self, path: Path, manifest: Manifest) -> None:
@@ -74,47 +85,16 @@ class Zarr:
         return {f.name: f"values + offsets, {self._words(f)}" if f.ragged else self._words(f) for f in schema}
 
     def _words(self, field: Field) -> str:
-        layout = self._layout(field.parts()[0])
+        layout = self.layout(field.parts()[0])
         if not layout.item_bytes:
             return "no bytes"
         size = f"{layout.shard_chunks * layout.chunk_bytes / 2**20:.3g} MiB"
         unit = "value" if field.ragged else "row"
         return f"shards of {size}, chunks of {layout.chunk_items} {unit}{'s' if layout.chunk_items > 1 else ''}"
 
-    def _layout(self, part: Part) -> Layout:
+    def layout(self, part: Part) -> Layout:
+        """How the items of a part are cut under these options."""
         return Layout.of(part, self.chunk_bytes, self.shard_bytes)
-
-
-def array_document(part: Part, items: int, layout: Layout) -> bytes:
-    """`zarr.json` of a part's array `[items, *shape]`; the same keys and values as zarr-python writes."""
-    dtype = np.dtype(part.dtype)
-    fill: Any = {"b": False, "f": 0.0, "c": [0.0, 0.0]}.get(dtype.kind, 0)
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    item = [max(1, extent) for extent in part.shape]  # an extent of 0 has no chunks, but a chunk's must be positive
-    sharding = {
-        "chunk_shape": [layout.chunk_items, *item],
-        "codecs": [little if dtype.itemsize > 1 else {"name": "bytes"}, {"name": "crc32c"}],
-        "index_codecs": [little, {"name": "crc32c"}],
-        "index_location": "end",
-    }
-    return canonical(
-        {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": [items, *part.shape],
-            "data_type": part.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.shard_items, *item]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": fill,
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "attributes": {},
-            "storage_transformers": [],
-        }
-    )
-
-
-def group_document(attributes: dict[str, Any]) -> bytes:
-    return canonical({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def _check_names(schema: Schema) -> None:
@@ -129,17 +109,36 @@ def _check_names(schema: Schema) -> None:
         seen[key] = name
 
 
+def _attached(path: Path, name: str) -> tuple[Path, Part]:
+    """Folder and part of an attachment. Raises `ValueError` for a name that isn't plain."""
+    array = folder.attachment_file(path / ATTACHED, name).with_suffix("")
+    return array, Part(f"{ATTACHED}/{name}", "rows", "uint8", ())
+
+
 class ZarrWriter:
     """Appends to one stream of shards a part; the metadata comes last, when the lengths are known."""
 
-    def __init__(self, path: Path, schema: Schema, layouts: dict[str, Layout]) -> None:
+    def __init__(self, path: Path, schema: Schema, store: Zarr, state: Mapping[str, Any] | None = None) -> None:
+        """Start in a new folder, or go on from what `checkpoint` told."""
         _check_names(schema)
-        path.mkdir()
-        self.path, self._schema, self._layouts = path, schema, layouts
-        self._parts = {p.name: ShardWriter(path / p.name, p, layouts[p.name]) for p in schema.parts()}
+        self.path, self.rows = path, 0
+        self._schema, self._store = schema, store
         self._totals = {f.name: 0 for f in schema if f.ragged}
-        for name in self._totals:
-            self._write(f"{name}/offsets", np.zeros(1, np.int64))
+        if state is None:
+            with fsio.writing(path):
+                path.mkdir()
+        else:
+            self.rows = int(state["rows"])
+            self._totals = {name: int(state["totals"][name]) for name in self._totals}
+            fsio.remove(path / METADATA)
+            fsio.remove(path / ATTACHED)
+        self._parts = {}
+        for part in schema.parts():
+            items = 0 if state is None else part_items(part, self.rows, self._totals.get(part.field, 0))
+            self._parts[part.name] = ShardWriter(path / part.name, part, store.layout(part), items)
+        if state is None:
+            for name in self._totals:
+                self._write(f"{name}/offsets", np.zeros(1, np.int64))
 
     def append(self, block: Block) -> None:
         for f in self._schema:
@@ -152,17 +151,34 @@ class ZarrWriter:
                     self._write(f"{f.name}/shapes", column.shapes)
             else:
                 self._write(f.name, column)
+        self.rows += len(block)
+
+    def checkpoint(self) -> dict[str, Any]:
+        for stream in self._parts.values():
+            stream.checkpoint()
+        for name in (".", *self._totals):
+            fsio.sync_folder(self.path / name)
+        return {"rows": self.rows, "totals": dict(self._totals)}
 
     def _write(self, part: str, array: Array) -> None:
         self._parts[part].write(len(array), little_endian(array).reshape(-1).view(np.uint8))
 
     def close(self) -> None:
         for part in self._schema.parts():
-            stream = self._parts[part.name]
-            stream.finish()
-            self._document(part.name, array_document(part, stream.items, self._layouts[part.name]))
+            self._finish(part, self._parts[part.name])
         for name in self._totals:
             self._document(name, group_document({}))
+
+    def _finish(self, part: Part, stream: ShardWriter) -> None:
+        stream.finish()
+        self._document(part.name, array_document(part, stream.items, self._store.layout(part)))
+
+    def attach(self, name: str, data: bytes) -> None:
+        array, part = _attached(self.path, name)
+        stream = ShardWriter(array, part, self._store.layout(part))
+        stream.write(len(data), np.frombuffer(data, np.uint8))
+        self._finish(part, stream)
+        self._document(ATTACHED, group_document({}))
 
     def seal(self, manifest: Manifest) -> None:
         fsio.write_file(self.path / METADATA, group_document({ATTRIBUTE: json.loads(manifest.to_bytes())}))
@@ -188,7 +204,7 @@ class ZarrReader:
     def _place(self, part: Part) -> Chunked | Strided:
         """Where a part's items lie. Raises `IncompleteStore` unless all is as the writer leaves it."""
         array = self.path / part.name
-        items, layout = _read_document(array / METADATA, part)
+        items, layout = read_document(array / METADATA, part)
         if part.role != "values" and items != part_items(part, self.rows, 0):
             raise IncompleteStore(f"{array}: has {items} items, not the manifest's {self.rows} rows")
         if layout.item_bytes == 0:
@@ -233,27 +249,3 @@ class ZarrReader:
 
     def close(self) -> None:
         self._arrays.clear()
-
-
-def _read_document(file: Path, part: Part) -> tuple[int, Layout]:
-    """Items and layout of a part's array. Raises `IncompleteStore` when its `zarr.json` is not as we write it.
-
-    The chunking is the file's own, as a store is opened without knowing the options it was made with.
-    """
-    try:
-        with open(file, "rb") as source:
-            raw = source.read(ARRAY_METADATA_BYTES + 1)
-    except OSError:
-        raise IncompleteStore(f"{file}: missing") from None
-    try:
-        document = json.loads(raw[:ARRAY_METADATA_BYTES])
-        items = count(document["shape"][0])
-        chunk_items = count(document["codecs"][0]["configuration"]["chunk_shape"][0])
-        shard_items = count(document["chunk_grid"]["configuration"]["chunk_shape"][0])
-        layout = Layout(part.item_bytes, chunk_items, shard_items // chunk_items)
-    except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError, RecursionError) as error:
-        raise IncompleteStore(f"{file}: not the metadata of an array of bigconv: {error!r:.200}") from error
-    expected = array_document(part, items, layout)
-    if not layout.shard_chunks or raw != expected:
-        raise IncompleteStore(f"{file}: not as bigconv writes it for {part.dtype} {list(part.shape)}")
-    return items, layout

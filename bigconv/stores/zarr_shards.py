@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigconv import fsio
+from bigconv.errors import IncompleteStore
 from bigconv.schema import Part
 
 Bytes = npt.NDArray[np.uint8]
@@ -54,6 +55,10 @@ class Layout:
         return self.chunk_bytes + CRC_BYTES
 
     @property
+    def index_bytes(self) -> int:
+        return self.shard_chunks * INDEX_ENTRY_BYTES + CRC_BYTES
+
+    @property
     def shard_items(self) -> int:
         return self.shard_chunks * self.chunk_items
 
@@ -65,7 +70,7 @@ class Layout:
         """Bytes of shard file `number` of an array of `items` items."""
         here = min(self.shard_items, items - number * self.shard_items)
         chunks = -(-here // self.chunk_items)
-        return chunks * self.chunk_stride + self.shard_chunks * INDEX_ENTRY_BYTES + CRC_BYTES
+        return chunks * self.chunk_stride + self.index_bytes
 
 
 def shard_path(array: Path, part: Part, number: int) -> Path:
@@ -74,16 +79,42 @@ def shard_path(array: Path, part: Part, number: int) -> Path:
 
 
 class ShardWriter:
-    """The items of one part as shard files, the same bytes however the items arrive."""
+    """The items of one part as shard files, the same bytes however the items arrive.
 
-    def __init__(self, array: Path, part: Part, layout: Layout) -> None:
-        self.items = 0
+    Files only ever grow. At a checkpoint the beginning of the chunk that isn't full yet goes to where the chunk will
+    be, and only its rest is written later.
+    """
+
+    def __init__(self, array: Path, part: Part, layout: Layout, items: int = 0) -> None:
+        """Start, or go on from a checkpoint at `items` items: what was written behind them is cut off."""
+        self.items = items
         self._array, self._part, self._layout = array, part, layout
         self._file: fsio.AppendFile | None = None
         self._shard, self._chunks = 0, 0  # shard files finished, chunks in the open one
         self._open = np.empty(layout.chunk_bytes, np.uint8)  # the chunk that isn't full yet
-        self._filled = 0  # bytes of it
+        self._filled, self._written = 0, 0  # bytes of it: in all, and in the file already
         self._step = max(1, WRITE_BYTES // max(1, layout.chunk_bytes))  # chunks a write
+        self._unsynced: dict[Path, bool] = {}  # shard file -> whether it is new since the last checkpoint
+        if items and layout.item_bytes:
+            self._reopen(items)
+
+    def _reopen(self, items: int) -> None:
+        self._shard, rest = divmod(items, self._layout.shard_items)
+        self._chunks, rest = divmod(rest, self._layout.chunk_items)
+        self._filled = self._written = rest * self._layout.item_bytes
+        number = self._shard
+        if self._chunks or self._filled:
+            begin = self._chunks * self._layout.chunk_stride
+            path = shard_path(self._array, self._part, number)
+            self._file = fsio.AppendFile(path, begin + self._filled)
+            with open(path, "rb") as file:
+                file.seek(begin)
+                self._open[: self._filled] = np.frombuffer(file.read(self._filled), np.uint8)
+            self._unsynced[path] = False
+            number += 1
+        while (path := shard_path(self._array, self._part, number)).exists():
+            path.unlink()
+            number += 1
 
     def write(self, items: int, data: Bytes) -> None:
         """Add items: their bytes, little-endian, uint8 `[items * item_bytes]`."""
@@ -94,20 +125,29 @@ class ShardWriter:
             data = data[room:]
             if self._filled < len(self._open):
                 return
-            self._put(self._open[np.newaxis])
-            self._filled = 0
+            self._put_open()
         if len(data):
             size = len(self._open)
             whole = len(data) // size
             self._put(data[: whole * size].reshape(whole, size))
             self._keep(data[whole * size :])
 
+    def checkpoint(self) -> None:
+        """Make all items durable."""
+        if self._written < self._filled:
+            self._shard_file().write(self._open[self._written : self._filled].data)
+            self._written = self._filled
+        for path, new in self._unsynced.items():
+            fsio.sync_path(path)
+            for above in path.relative_to(self._array).parents if new else ():
+                fsio.sync_folder(self._array / above)
+        self._unsynced = {} if self._file is None else {self._file.path: False}
+
     def finish(self) -> None:
         """Pad the last chunk with zeros, the fill value, and end the last shard."""
         if self._filled:
             self._open[self._filled :] = 0
-            self._put(self._open[np.newaxis])
-            self._filled = 0
+            self._put_open()
         if self._file is not None:
             self._end_shard(self._file)
 
@@ -120,25 +160,43 @@ class ShardWriter:
         self._open[self._filled : self._filled + len(data)] = data
         self._filled += len(data)
 
+    def _put_open(self) -> None:
+        """Write what the file doesn't have yet of the open chunk, which is full now."""
+        file = self._shard_file()
+        file.write(self._open[self._written :].data)
+        file.write(_crc32c(self._open))
+        self._filled = self._written = 0
+        self._count(file, 1)
+
     def _put(self, chunks: Bytes) -> None:
         """Write whole chunks, uint8 `[chunks, chunk_bytes]`, into as many shards as they take."""
         while len(chunks):
-            if self._file is None:
-                path = shard_path(self._array, self._part, self._shard)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = fsio.AppendFile(path)
+            file = self._shard_file()
             here = chunks[: self._layout.shard_chunks - self._chunks]
             if self._step == 1:  # chunks so large that a copy costs more than a second write
                 for chunk in here:
-                    self._file.write(chunk.data)
-                    self._file.write(_crc32c(chunk))
+                    file.write(chunk.data)
+                    file.write(_crc32c(chunk))
             else:
                 for start in range(0, len(here), self._step):
-                    self._file.write(_interleaved(here[start : start + self._step]))
-            self._chunks += len(here)
-            if self._chunks == self._layout.shard_chunks:
-                self._end_shard(self._file)
+                    file.write(_interleaved(here[start : start + self._step]))
+            self._count(file, len(here))
             chunks = chunks[len(here) :]
+
+    def _shard_file(self) -> fsio.AppendFile:
+        """The open shard, or the next one."""
+        if self._file is None:
+            path = shard_path(self._array, self._part, self._shard)
+            with fsio.writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = fsio.AppendFile(path)
+            self._unsynced[path] = True
+        return self._file
+
+    def _count(self, file: fsio.AppendFile, chunks: int) -> None:
+        self._chunks += chunks
+        if self._chunks == self._layout.shard_chunks:
+            self._end_shard(file)
 
     def _end_shard(self, file: fsio.AppendFile) -> None:
         index = np.full((self._layout.shard_chunks, 2), MISSING, "<u8")
@@ -150,6 +208,26 @@ class ShardWriter:
         self._file = None
         self._shard += 1
         self._chunks = 0
+
+
+def read_items(array: Path, part: Part, layout: Layout, items: int) -> bytes:
+    """The bytes of all items. Raises `IncompleteStore` where a shard isn't whole or a CRC doesn't fit its chunk."""
+    found = []
+    for number in range(layout.shards(items)):
+        path = shard_path(array, part, number)
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            raise IncompleteStore(f"{path}: missing") from None
+        size = layout.shard_size(items, number)
+        if len(raw) != size:
+            raise IncompleteStore(f"{path}: has {len(raw)} bytes instead of {size}: cut short or changed")
+        for start in range(0, size - layout.index_bytes, layout.chunk_stride):
+            chunk, crc = np.split(np.frombuffer(raw, np.uint8, layout.chunk_stride, start), [layout.chunk_bytes])
+            if _crc32c(chunk) != crc.tobytes():
+                raise IncompleteStore(f"{path}: the checksum of byte {start} and what follows is wrong: damaged")
+            found.append(chunk.data)
+    return b"".join(found)[: items * layout.item_bytes]
 
 
 def _interleaved(chunks: Bytes) -> memoryview:

@@ -16,12 +16,11 @@ import pytest
 
 from bigconv import fsio
 from bigconv.block import Block
-from bigconv.conversion.publish import building
 from bigconv.digest import Digester
 from bigconv.errors import BigconvError, IncompleteStore, NotAStore, RowError
 from bigconv.manifest import Manifest
 from bigconv.schema import Field, Schema
-from bigconv.testing import cases
+from bigconv.testing import cases, given
 from bigconv.view.opening import Opened, open_store
 from bigconv.view.report import verify
 from bigconv.view.table import StoreView
@@ -29,14 +28,11 @@ from bigconv.view.table import StoreView
 SCHEMAS = dict(cases.schemas())
 
 
-def write(path: Path, store: Any, block: Block, step: int, announce: bool = True) -> Manifest:
-    """Publish a block as a store, appended `step` rows at a time."""
+def write(path: Path, store: Any, block: Block, step: int, announce: bool = True, rejects: int = 0) -> Manifest:
+    """Publish a block as a store, appended `step` rows at a time; in memory, keep it."""
     if store.name == "memory":
         return _hold(path, store, block, step)
-    with building(path, store, block.schema, len(block) if announce else None) as builder:
-        for i in range(0, len(block), step):
-            builder.append(block.slice(i, i + step))
-        return builder.finish({"kind": "test"}, {"steps": []})
+    return given.write(path, store, block, step, announce, rejects)
 
 
 def _hold(path: Path, store: Any, block: Block, step: int) -> Manifest:
@@ -112,9 +108,7 @@ class StoreSuite:
         if not self.on_disk:
             pytest.skip("nothing is announced to memory")
         block = cases.block(SCHEMAS["image and label"], 20)
-        with building(path, self.store, block.schema, 30) as builder:
-            builder.append(block)
-            manifest = builder.finish({}, {})
+        manifest = write(path, self.store, block, 9, rejects=10)
         assert cases.same_block(self.view(path, manifest).take(np.arange(20)), block)
 
     def test_big_endian_and_strided_input(self, path: Path) -> None:

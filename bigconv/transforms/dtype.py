@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -34,6 +35,14 @@ class ToDtype:
         if self.dtype is None or name not in DTYPES:  # numpy takes None for float64
             raise UsageError(unknown("dtype", str(self.dtype), DTYPES))
         object.__setattr__(self, "dtype", str(name))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        return cls(text)
+
+    @staticmethod
+    def typed(entry: Mapping[str, Any]) -> str:
+        return str(entry["dtype"])
 
     def schema(self, schema: Schema) -> Schema:
         fields = self._fields(schema)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -25,6 +26,14 @@ class Layout:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise UsageError(unknown("layout", str(self.layout), LAYOUTS))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        return cls(text)
+
+    @staticmethod
+    def typed(entry: Mapping[str, Any]) -> str:
+        return str(entry["layout"])
 
     def schema(self, schema: Schema) -> Schema:
         images = images_of(schema, "layout")

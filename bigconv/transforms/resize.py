@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -52,12 +53,27 @@ class Resize:
         return "torch" if find_spec("torch") is not None else "pillow"
 
     @classmethod
-    def parse(cls, text: str | int, *, fit: str = "cover", backend: str | None = None) -> Resize:
-        """`224` (a square) or `224x320` (height x width). Raises `UsageError`."""
-        match = re.fullmatch(r"([1-9][0-9]{0,8})(?:[xX×]([1-9][0-9]{0,8}))?", str(text).strip(), re.ASCII)
+    def parse(cls, text: str | int, *, fit: str = "cover", backend: str | None = None) -> Self:
+        """`224` (a square) or `224x320` (height x width), and after a comma a fit or a backend of its own.
+
+        Raises `UsageError`.
+        """
+        size, *own = (part.strip() for part in str(text).split(","))
+        match = re.fullmatch(r"([1-9][0-9]{0,8})(?:[xX×]([1-9][0-9]{0,8}))?", size, re.ASCII)
         if match is None:
             raise UsageError(f"--resize {text}: expected S or HEIGHTxWIDTH in pixels, such as 224 or 224x320")
+        for word in own:
+            if word in FITS:
+                fit = word
+            elif word in BACKENDS:
+                backend = word
+            else:
+                raise UsageError(f"--resize {text}: {unknown('fit or backend', word, (*FITS, *BACKENDS))}")
         return cls(int(match[1]), int(match[2] or match[1]), fit, backend or cls.best_backend())
+
+    @staticmethod
+    def typed(entry: Mapping[str, Any]) -> str:
+        return f"{entry['height']}x{entry['width']},{entry['fit']},{entry['backend']}"
 
     def schema(self, schema: Schema) -> Schema:
         for field in images_of(schema, "resize"):

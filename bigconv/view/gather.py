@@ -118,8 +118,19 @@ class _Items:
         raise NotImplementedError
 
     def runs(self, first: Index, counts: Index, item_bytes: int) -> tuple[Index, Index]:
-        """Addresses and byte counts of the pieces that hold items `first` to `first + counts`, in order."""
-        return self.address(first), counts * item_bytes
+        """Addresses and byte counts of the pieces that hold items `first` to `first + counts`, in order.
+
+        One piece an item, where nothing says that they lie together.
+        """
+        before = np.cumsum(counts) - counts
+        items = np.repeat(first - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
+        return self.address(items), np.full(len(items), item_bytes, np.int64)
+
+    def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        """Items `first` to `first + count` of each run, in writable memory: uint8 `[runs, count * item_bytes]`."""
+        items = (first[:, None] + np.arange(count)).reshape(-1)
+        flat = copy_rows(self.address(items), item_bytes, None if out is None else out.reshape(-1, item_bytes))
+        return flat.reshape(len(first), count * item_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +141,16 @@ class _BoundStrided(_Items):
     def address(self, items: Index) -> Index:
         return items * self.stride + self.base
 
+    def runs(self, first: Index, counts: Index, item_bytes: int) -> tuple[Index, Index]:
+        if self.stride != item_bytes:
+            return super().runs(first, counts, item_bytes)
+        return self.address(first), counts * item_bytes
+
+    def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        if self.stride != item_bytes:
+            return super().copy(first, count, item_bytes, out)
+        return copy_rows(self.address(first), count * item_bytes, out)
+
 
 @dataclass(frozen=True, eq=False)
 class _BoundChunked(_Items):
@@ -137,16 +158,18 @@ class _BoundChunked(_Items):
     adjust: Index  # int64 [shards]: address of the shard less what the sum below counts for the shards before it
 
     def address(self, items: Index) -> Index:
+        return self._address(items, items // self.at.chunk_items)
+
+    def _address(self, items: Index, chunk: Index) -> Index:
         # the plain sum over shard, chunk and item, rearranged into the fewest passes: this is the hot path
         at = self.at
-        gap = at.chunk_stride - at.chunk_items * at.item_bytes
         address = items * at.item_bytes
-        if gap:
-            address += items // at.chunk_items * gap
+        if gap := at.chunk_stride - at.chunk_items * at.item_bytes:
+            address += chunk * gap
         if len(self.adjust) == 1:
             address += self.adjust[0]
         else:
-            address += self.adjust[items // (at.chunk_items * at.shard_chunks)]
+            address += self.adjust[chunk // at.shard_chunks]
         return address
 
     @staticmethod
@@ -163,6 +186,31 @@ class _BoundChunked(_Items):
         start = np.maximum(first[run], (first[run] // size + number) * size)
         stop = np.minimum(first[run] + counts[run], (first[run] // size + number + 1) * size)
         return self.address(start), (stop - start) * item_bytes
+
+    def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        size, nbytes = self.at.chunk_items, count * item_bytes
+        if count > size:
+            starts, lengths = self.runs(first, np.full(len(first), count, np.int64), item_bytes)
+            joined = copy_runs(starts, lengths, item_bytes).reshape(len(first), nbytes)
+            return joined if out is None else _over(out, joined)
+        chunk = first // size
+        address = self._address(first, chunk)
+        over = first - chunk * size
+        broken = np.flatnonzero(over > size - count)
+        if not len(broken):
+            return copy_rows(address, nbytes, out)
+        # few runs are broken: all are copied as if whole, these from inside their chunk, then the pieces over them
+        over, heads = over[broken] + (count - size), address[broken]  # items that lie in the next chunk
+        after = chunk[broken] + 1
+        tails = self._address(after * size, after)
+        address[broken] -= over * item_bytes
+        out = copy_rows(address, nbytes, out)
+        into, everything = out.reshape(-1).data, _bytes()
+        pieces = (broken * nbytes, (count - over) * item_bytes, heads - _LOWEST, tails - _LOWEST)
+        for at, n, head, tail in zip(*(column.tolist() for column in pieces), strict=True):
+            into[at : at + n] = everything[head : head + n]
+            into[at + n : at + nbytes] = everything[tail : tail + nbytes - n]
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +241,9 @@ class FieldGather:
             self._shapes = None if where.shapes is None else self._bind(where.shapes, 8 * self._ndim)
         elif isinstance(where, RaggedInline):
             self._head = self._bind(where.head, where.head_bytes)
+            self._end: int | None = None  # address behind the last byte of the file
+            if isinstance(self._head, _BoundIndexed):
+                self._end = self._head.base + self._head.end + where.head_bytes - 1
         else:
             self._rows = self._bind(where, field.row_bytes)
             if isinstance(where, Strided) and where.stride == field.row_bytes and where.items and field.row_bytes:
@@ -275,13 +326,8 @@ class FieldGather:
         f, item = self.field, self.field.row_bytes
         shapes: Index | None = None
         if isinstance(self._where, RaggedInline):
-            head = copy_rows(self._head.address(rows), self._where.head_bytes)
-            sizes = [_int64(head, at) for at in self._where.lengths]
-            nbytes = sizes[self._where.number]
-            before = sum(sizes[: self._where.number], np.full(len(rows), self._where.head_bytes, np.int64))
-            starts = self._head.address(rows) + before
+            head, starts, nbytes = self._payloads(rows, self._where)
             counts = nbytes // item if item else nbytes
-            self._check_inline(rows, starts + nbytes, nbytes, before)
             if self._where.shape is not None:
                 at = self._where.shape
                 shapes = np.ascontiguousarray(head[:, at : at + 8 * self._ndim]).view(np.int64)
@@ -299,6 +345,53 @@ class FieldGather:
         flat = copy_runs(starts, nbytes, item)
         values = flat.view(np.dtype(f.dtype).newbyteorder("<")).reshape(-1, *f.item_shape)
         return Ragged(values, offsets, shapes)
+
+    @property
+    def serial(self) -> bool:
+        """Whether the rows of a fixed field, or the items of a ragged one, are numbered through the whole store."""
+        return not isinstance(self._where, RaggedInline)
+
+    @property
+    def items(self) -> int:
+        """Items of a serial field: rows, or the values of all rows."""
+        return (self._values if self.field.ragged else self._rows).count
+
+    def item_runs(self, first: Index, counts: Index) -> tuple[Index, Index]:
+        """Addresses and byte counts of the pieces that hold items `first` to `first + counts` of a serial field.
+
+        The caller has checked that they are there. Pieces come in order: joined, they are the items.
+        """
+        return (self._values if self.field.ragged else self._rows).runs(first, counts, self.field.row_bytes)
+
+    def copy_items(self, first: Index, count: int, out: Array | None = None) -> Array:
+        """uint8 `[runs, count * row_bytes]`: items `first` to `first + count` of a serial field, for each run."""
+        return (self._values if self.field.ragged else self._rows).copy(first, count, self.field.row_bytes, out)
+
+    def record_runs(self, rows: Index, first: Index, counts: Index) -> tuple[Index, Index]:
+        """Addresses and byte counts of items `first` to `first + counts` in each of `rows`, of a field in records.
+
+        The caller knows from `lengths` that they are there.
+        """
+        assert isinstance(self._where, RaggedInline)
+        item = self.field.row_bytes
+        if self._where.number == 0:  # no payload before this one: the heads needn't be read again
+            starts = self._head.address(rows) + self._where.head_bytes
+        else:
+            starts = self._payloads(rows, self._where)[1]
+        starts += first * item
+        nbytes = counts * item
+        self._check_inline(rows, starts + nbytes, nbytes, first)
+        return starts, nbytes
+
+    def _payloads(self, rows: Index, where: RaggedInline) -> tuple[Array, Index, Index]:
+        """Head of each row's record (uint8 `[rows, head_bytes]`), address and byte count of its payload."""
+        head = copy_rows(self._head.address(rows), where.head_bytes)
+        sizes = [_int64(head, at) for at in where.lengths]
+        nbytes = sizes[where.number]
+        before = sum(sizes[: where.number], np.full(len(rows), where.head_bytes, np.int64))
+        starts = self._head.address(rows) + before
+        self._check_inline(rows, starts + nbytes, nbytes, before)
+        return head, starts, nbytes
 
     def lengths(self, rows: Index) -> Index:
         """int64 `[rows]`: items in each row of a ragged field."""
@@ -321,11 +414,9 @@ class FieldGather:
             )
 
     def _check_inline(self, rows: Index, ends: Index, nbytes: Index, before: Index) -> None:
-        head = self._head
-        if not isinstance(head, _BoundIndexed) or not len(rows):
+        if self._end is None or not len(rows):
             return
-        end = head.base + head.path.stat().st_size
-        if nbytes.min() < 0 or before.min() < 0 or int(ends.max()) > end:
+        if nbytes.min() < 0 or before.min() < 0 or int(ends.max()) > self._end:
             raise IncompleteStore(
                 f"{self._name}: field {self.field.name}: a length points out of the file; run inspect --verify"
             )
@@ -333,6 +424,11 @@ class FieldGather:
 
 def _int64(head: Array, at: int) -> Index:
     return np.ascontiguousarray(head[:, at : at + 8]).view(np.int64).reshape(-1)
+
+
+def _over(out: Array, array: Array) -> Array:
+    out[...] = array
+    return out
 
 
 def shaped(flat: Array, field: Field) -> Array:

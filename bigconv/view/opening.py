@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bigconv import registry
-from bigconv.errors import IncompleteStore, NotAStore
+from bigconv.errors import IncompleteStore, NotAStore, StoreError
 from bigconv.manifest import Manifest
 
 
@@ -35,7 +35,10 @@ def open_store(path: str | os.PathLike[str]) -> Opened:
     Raises `NotAStore`, `IncompleteStore` or `LaterVersion`.
     """
     where = Path(path)
-    name = registry.recognise(where)
+    try:
+        name = registry.recognise(where)
+    except OSError as error:  # no permission, a name that is too long
+        raise StoreError(f"{path}: {error.strerror or error}") from error
     if name is None:
         raise NotAStore(_what_instead(where))
     store = registry.load("store", name)()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from bigconv import provenance
 from bigconv.digest import Digester
 from bigconv.errors import StoreError
 from bigconv.view.opening import Opened
@@ -16,7 +18,7 @@ from bigconv.view.table import StoreView
 
 @dataclass(frozen=True)
 class Finding:
-    """Rows of a field that are not what was written."""
+    """Rows of a field that are not what was written; `field` is empty where bytes of no row are meant."""
 
     field: str
     start: int
@@ -25,7 +27,10 @@ class Finding:
 
 
 def verify(opened: Opened) -> list[Finding]:
-    """Read everything and hold it against the digests: one finding a wrong field and canonical block."""
+    """Read everything and hold it against the digests: one finding a wrong field and canonical block.
+
+    Bytes that hold no rows (headers, indexes, padding, provenance) are found by the digests of the files.
+    """
     manifest = opened.manifest
     expected = manifest.digests
     view = StoreView.of([opened])
@@ -47,7 +52,38 @@ def verify(opened: Opened) -> list[Finding]:
             if problem:
                 findings.append(Finding(f.name, start, stop, problem))
         column.close()
+    findings += _files(opened, {finding.field for finding in findings})
     return findings
+
+
+def _files(opened: Opened, wrong: set[str]) -> list[Finding]:
+    """Files with other bytes than were written, unless a wrong field of the same store accounts for it."""
+    try:
+        found = opened.store.files(opened.path)
+    except (StoreError, OSError) as error:
+        return [Finding("", 0, 0, str(error).splitlines()[0])]
+    told = []
+    for name, entry in opened.manifest.files.items():
+        if name not in found:
+            told.append(Finding("", 0, 0, f"{name} is missing"))
+        elif tuple(found[name]) != tuple(entry) and not wrong:
+            what = "the file" if name == "." else name
+            told.append(Finding("", 0, 0, f"{what}: bytes that hold no rows (header, index or padding) have changed"))
+    extra = sorted(found.keys() - opened.manifest.files.keys() - {"."})
+    return told + [Finding("", 0, 0, f"{name} does not belong to the store") for name in extra]
+
+
+def whence(opened: Opened, row: int) -> dict[str, Any] | None:
+    """Which file made a row, with its size and time; None when the store doesn't know."""
+    raw = opened.store.attachment(opened.path, provenance.NAME)
+    if raw is None:
+        return None
+    table = provenance.Provenance.from_bytes(raw, str(opened.path))
+    file, inside = table.whence(row)
+    if not len(table.ends):
+        return {"row": inside}
+    mtime = int(table.mtimes[file])
+    return {"file": table.name(file), "row": inside, "bytes": int(table.sizes[file]), "mtime_ns": mtime}
 
 
 def sizes(opened: Opened) -> dict[str, int]:
@@ -86,16 +122,30 @@ def head(opened: Opened, rows: int) -> list[dict[str, Any]]:
     return found
 
 
+def row(opened: Opened, number: int) -> dict[str, Any]:
+    """One row as JSON values, as `head` gives them. Raises `RowError`."""
+    view = StoreView.of([opened])
+    found = {name: _glance(value) for name, value in view[number].items()}
+    view.close()
+    return found
+
+
 def _glance(value: Any) -> Any:
     if isinstance(value, str):
         return value
     array = np.asarray(value)
-    if array.ndim == 0:
-        item = array.item()
-        return str(item) if isinstance(item, complex) else item
-    if array.size <= 8 and array.dtype.kind in "biuf":
-        return array.tolist()
+    if array.ndim == 0 or (array.size <= 8 and array.dtype.kind in "biuf"):
+        return _plain(array.tolist())
     glance: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
     if array.size and array.dtype.kind in "biuf":
-        glance |= {"min": array.min().item(), "max": array.max().item()}
+        glance |= {"min": _plain(array.min().item()), "max": _plain(array.max().item())}
     return glance
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, or lists of them, as JSON can hold them: NaN, infinities and complex numbers by their names."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value

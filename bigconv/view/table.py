@@ -74,6 +74,15 @@ class StoreView:
     def paths(self) -> tuple[Path, ...]:
         return tuple(opened.path for opened in self._opened)
 
+    @property
+    def starts(self) -> Index:
+        """int64 `[stores + 1]`: the first row of each store, and the number of rows of all."""
+        return self._starts
+
+    def gathers(self, name: str) -> list[FieldGather | None]:
+        """How each store's rows of a field are gathered; None where a store is read through its library."""
+        return [None if part.gathers is None else part.gathers[name] for part in self._open()]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -131,20 +140,7 @@ class StoreView:
 
     def rows(self, rows: Sequence[int] | Array) -> Index:
         """Row numbers as int64, checked and made positive. A boolean mask of all rows is accepted too."""
-        index = np.fromiter(rows, np.int64, len(rows)) if _plain(rows) else np.asarray(rows)
-        if index.dtype == np.bool_:
-            if index.shape != (len(self),):
-                raise RowError(f"a mask of shape {index.shape} for {len(self)} rows")
-            return np.flatnonzero(index)
-        if index.size == 0:
-            return np.empty(0, np.int64)
-        if index.dtype.kind not in "iu" or index.ndim != 1:
-            raise RowError(f"row numbers must be a list of integers, got {index.dtype} of shape {index.shape}")
-        index = index.astype(np.int64, copy=False)
-        low, high, n = int(index.min()), int(index.max()), len(self)
-        if low < -n or high >= n:
-            raise RowError(f"row {low if low < -n else high} of {n} rows: {', '.join(map(str, self.paths[:3]))}")
-        return np.where(index < 0, index + n, index) if low < 0 else index
+        return numbers(rows, len(self), "row", self.paths)
 
     def whence(self, index: Index) -> tuple[Index, Index]:
         """Number of the store, and of the row in it, of each row: int64 `[rows]` both."""
@@ -205,7 +201,7 @@ class StoreView:
             probe = np.arange(a, min(b, a + 4096), dtype=np.int64)
             each = np.full(len(probe), row, np.int64)
             for f in ragged:
-                each += self._lengths(f, probe + base) * f.row_bytes
+                each += self.lengths(f.name, probe + base) * f.row_bytes
             return max(1, int(np.searchsorted(np.cumsum(each), RUN_BYTES)))
         return max(1, min(b - a, RUN_BYTES // max(1, row)))
 
@@ -216,14 +212,15 @@ class StoreView:
             return field.row_bytes * len(self)
         total = 0
         for start in range(0, len(self), 65536):
-            sizes = self._lengths(field, np.arange(start, min(start + 65536, len(self)), dtype=np.int64))
+            sizes = self.lengths(name, np.arange(start, min(start + 65536, len(self)), dtype=np.int64))
             total += int(sizes.sum())
         return total * field.row_bytes
 
-    def _lengths(self, field: Field, index: Index) -> Index:
+    def lengths(self, name: str, index: Index) -> Index:
         """int64 `[rows]`: items in each row of a ragged field, without reading the values where that can be."""
         parts = self._open()
-        part_of = np.searchsorted(self._starts, index, side="right") - 1
+        field = self.schema[name]
+        part_of, _ = self.whence(index)
         found = np.zeros(len(index), np.int64)
         for p in np.unique(part_of):
             here = np.flatnonzero(part_of == p)
@@ -243,6 +240,31 @@ class StoreView:
             self._parts = [_Part(opened, self.schema, maps) for opened in self._opened]
             self._pid = os.getpid()
         return self._parts
+
+
+def numbers(rows: Sequence[int] | Array, count: int, what: str, paths: Sequence[Path]) -> Index:
+    """Numbers below `count` as int64, checked and made positive; a boolean mask is accepted too. Raises `RowError`."""
+    try:
+        index = np.fromiter(rows, np.int64, len(rows)) if _plain(rows) else np.asarray(rows)
+    except OverflowError as error:
+        raise RowError(f"a {what} number of more than 64 bits, of {count} {what}s") from error
+    if index.dtype == np.bool_:
+        if index.shape != (count,):
+            raise RowError(f"a mask of shape {index.shape} for {count} {what}s")
+        return np.flatnonzero(index)
+    if index.size == 0:
+        return np.empty(0, np.int64)
+    if index.dtype.kind not in "iu" or index.ndim != 1:
+        raise RowError(f"{what} numbers must be a list of integers, got {index.dtype} of shape {index.shape}")
+    if index.dtype == np.uint64 and int(index.max()) >= count:  # would wrap to a negative number
+        raise RowError(f"{what} {int(index.max())} of {count} {what}s: {', '.join(map(str, paths[:3]))}")
+    index = index.astype(np.int64, copy=False)
+    if index.view(np.uint64).max() < count:  # the usual case in one pass: a negative number is a huge one
+        return index
+    low, high = int(index.min()), int(index.max())
+    if low < -count or high >= count:
+        raise RowError(f"{what} {low if low < -count else high} of {count} {what}s: {', '.join(map(str, paths[:3]))}")
+    return np.where(index < 0, index + count, index) if low < 0 else index
 
 
 def _plain(rows: Any) -> bool:

@@ -4,8 +4,11 @@ import runpy
 import sys
 from pathlib import Path
 
-names = sys.argv[1:] or sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))
+options = [a for a in sys.argv[1:] if a.startswith("-")]
+names = [a for a in sys.argv[1:] if not a.startswith("-")] or sorted(
+    p.stem for p in Path(__file__).parent.glob("[a-z]*.py")
+)
 for name in names:
     print(f"== {name}", flush=True)
-    sys.argv = [name]
+    sys.argv = [name, *options]
     runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import bigconv
+from bigconv import fsio
 
 
 def run(*args: object, cwd: Path | None = None, limit: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -68,7 +69,15 @@ def test_text_named_jpg(images: Path, tmp_path: Path) -> None:
     (images / "cats" / "x.jpg").write_text("this is no picture")
     for suffix in (".h5", ".zarr", ".lmdb", ".mmap"):
         result = run("convert", images, tmp_path / f"out{suffix}")
-        refused(result, 1, "1 of 4 inputs", "cats/x.jpg", "nothing was published")
+        refused(result, 1, "1 of 4 inputs", "cats/x.jpg", "nothing was published", "--max-rejects 1")
+        assert left(tmp_path) == [f"out{suffix}.partial", f"out{suffix}.rejects.jsonl", "raw"]
+        entry = json.loads((tmp_path / f"out{suffix}.rejects.jsonl").read_text())
+        assert (entry["path"], entry["row"], entry["stage"]) == ("cats/x.jpg", 0, "decode")
+        assert run("convert", images, tmp_path / f"out{suffix}", "--resume", "--max-rejects", "1").returncode == 0
+        assert len(bigconv.open(tmp_path / f"out{suffix}")) == 3
+        assert left(tmp_path) == [f"out{suffix}", f"out{suffix}.rejects.jsonl", "raw"]
+        for name in left(tmp_path)[:2]:
+            fsio.remove(tmp_path / name)
     assert left(tmp_path) == ["raw"]
 
 
@@ -105,12 +114,24 @@ def test_object_arrays(tmp_path: Path) -> None:
 
 def test_dest_exists(images: Path, tmp_path: Path) -> None:
     (tmp_path / "out.h5").write_text("precious")
-    refused(run("convert", images, tmp_path / "out.h5"), 2, "exists already", "--overwrite")
+    refused(run("convert", images, tmp_path / "out.h5"), 2, "exists already", "another destination")
     refused(run("convert", images, tmp_path / "out.h5", "--overwrite"), 2, "not replaced", "didn't write it")
     assert (tmp_path / "out.h5").read_text() == "precious"
     (tmp_path / "folder.zarr").mkdir()
     refused(run("convert", images, tmp_path / "folder.zarr", "--overwrite"), 2, "not replaced")
     assert left(tmp_path) == ["folder.zarr", "out.h5", "raw"]
+
+
+def test_changed_source_is_refused_with_the_difference(images: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out.h5"
+    bigconv.convert(images, dest, workers=0)
+    again = run("convert", images, dest)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "unchanged, skipped" in again.stdout
+    refused(run("convert", images, dest, "--resize", "4"), 2, "exists already", "--resize none → 4x4", "--overwrite")
+    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(images / "cats" / "new.png")
+    refused(run("convert", images, dest), 2, "1 file new")
+    assert left(tmp_path) == ["out.h5", "raw"]
 
 
 def test_overwrite_replaces_what_bigconv_wrote(images: Path, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_plan_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             wanted = [n for n in good if plan[0].start <= int(n[:2]) < plan[-1].stop]
             got = [row for b in found if isinstance(b, Block) for row in b["image"]]
             np.testing.assert_array_equal(got, expected(tmp_path, wanted))
-            assert [r.row for r in found if isinstance(r, Reject)] == [4]
+            assert [(r.path, r.row) for r in found if isinstance(r, Reject)] == [("04.png", 0)]
     ragged = ImageFolder.find([tmp_path], keep_encoded=True)
     assert [len(s) for s in ragged.plan()] == [len(s) for s in pickle.loads(pickle.dumps(ragged)).plan()]
     assert sum(len(s) for s in ragged.plan()) == 11

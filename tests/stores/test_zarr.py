@@ -114,19 +114,6 @@ def test_one_item_a_shard(tmp_path: Path) -> None:
     holds(write(tmp_path / "a.zarr", data, Zarr(chunk_bytes=1, shard_bytes=1)), data)
 
 
-def test_ragged_items_of_no_bytes(tmp_path: Path) -> None:
-    schema = Schema((Field("void", "int16", (None, 0)),))
-    data = Block(schema, {"void": Ragged(np.empty((5, 0), np.int16), np.array([0, 2, 2, 5]))})
-    path = write(tmp_path / "a.zarr", data)
-    holds(path, data)
-    where = SMALL.open(path, schema, 3).locate()["void"]
-    got = FieldGather(schema["void"], where, Maps(), "a.zarr").take(np.array([2, 0]))
-    assert isinstance(got, Ragged)
-    same(got.values, np.empty((5, 0), np.int16))
-    same(got.offsets, np.array([0, 3, 5]))
-    assert SMALL.describe(schema) == {"void": "values + offsets, no bytes"}
-
-
 def test_metadata_is_what_zarr_python_writes(tmp_path: Path) -> None:
     schema = Schema(tuple(Field(dtype, dtype, (2, 0, 3)) for dtype in DTYPES))
     write(tmp_path / "ours.zarr", block(schema, 5))
@@ -416,3 +403,52 @@ def test_opening_does_not_import_zarr(tmp_path: Path) -> None:
         "Zarr().open(path, m.schema, m.rows).locate(); assert not {'zarr', 'numcodecs'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def attached(path: Path, data: bytes) -> Block:
+    """A store with something attached that takes several shards."""
+    kept = block(MIXED, 5)
+    writer = SMALL.create(path, MIXED)
+    writer.append(kept)
+    writer.close()
+    writer.attach("origin", data)
+    writer.seal(manifest_of(path, SMALL, kept))
+    return kept
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 100, 300, 301, 1234])
+def test_zarr_python_sees_what_is_attached(tmp_path: Path, nbytes: int) -> None:
+    path = tmp_path / "a.zarr"
+    data = np.random.default_rng(0).bytes(nbytes)
+    kept = attached(path, data)
+    holds(path, kept)
+    root = zarr.open_group(path, mode="r")
+    assert set(root) == {*MIXED.names, "_bigconv"}
+    assert {name for name, _ in root.members(max_depth=None)} >= {"image", "text/values", "_bigconv/origin"}
+    assert list(root["_bigconv"]) == ["origin"]
+    same(root["_bigconv/origin"][...], np.frombuffer(data, np.uint8))
+    assert DEFAULT.attachment(path, "origin") == data  # the chunking is the file's, not the option's
+    files = Manifest.from_bytes(SMALL.manifest(path), "a").files
+    assert {name for name in files if name[0] == "_"} == {f"_bigconv/{name}" for name in tree(path / "_bigconv")}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "metadata"])
+def test_damaged_attachments_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.zarr"
+    attached(path, bytes(1000))
+    shard = path / "_bigconv/origin" / ("zarr.json" if damage == "metadata" else "c/1")
+    raw = shard.read_bytes()
+    shard.unlink()
+    if damage != "gone":
+        shard.write_bytes({"flip": raw[:150] + b"\1" + raw[151:], "cut": raw[:-1], "metadata": raw[1:]}[damage])
+    with pytest.raises(IncompleteStore, match="origin"):
+        SMALL.attachment(path, "origin")
+
+
+def test_a_checkpoint_is_small_whatever_the_rows(tmp_path: Path) -> None:
+    writer = SMALL.create(tmp_path / "a.zarr", MIXED)
+    writer.append(block(MIXED, 200))
+    state = writer.checkpoint()
+    assert len(json.dumps(state)) < 100
+    assert state == writer.checkpoint()
+    writer.abort()

@@ -1,0 +1,252 @@
+"""A store in the making, in `DEST.partial/` under a lock: begun or gone on with, checkpointed, proven, published."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigconv import __version__, fsio, provenance
+from bigconv.block import Index
+from bigconv.conversion import journal
+from bigconv.conversion.plan import Plan, differences
+from bigconv.conversion.task import Item
+from bigconv.digest import DIGEST_BYTES, Digester, Digests, block_digest
+from bigconv.errors import IncompleteStore, OutputError
+from bigconv.manifest import Manifest
+from bigconv.schema import Schema
+from bigconv.sources.filelist import FileList
+from bigconv.stores.base import Store, StoreWriter
+from bigconv.view.opening import Opened, open_store
+from bigconv.view.table import StoreView
+
+CHECKPOINT_SECONDS = 5.0  # at least; a checkpoint that takes long is followed by a longer stretch
+CHECKPOINT_SHARE = 0.1  # of the time at most goes into checkpoints
+
+
+class Build:
+    """One destination being written. Use `building`, which cleans up."""
+
+    def __init__(self, dest: Path, plan: Plan, restart: bool = False) -> None:
+        self.dest, self.plan = dest, plan
+        self.folder = partial_folder(dest)
+        with fsio.writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+        self._lock = fsio.Lock(self.folder / "lock")
+        self._fresh = not (self.folder / "plan.json").exists()  # nothing in the folder is worth keeping
+        try:
+            self._begin(restart)
+        except BaseException:
+            if self._fresh:
+                fsio.remove(self.folder)
+            self._lock.release()
+            raise
+
+    def _begin(self, restart: bool) -> None:
+        hashed = self.plan.hash
+        known = journal.read_plan(self.folder / "plan.json") if not restart else None
+        if known is not None and known["hash"] != hashed:
+            told = "; ".join(differences(self.plan, known["document"])) or "another version of bigconv"
+            raise OutputError(
+                f"{self.folder}: unfinished work of another conversion ({told}).\n"
+                "Finish it with its own command, or drop it with --restart"
+            )
+        self.journal = journal.Journal(self.folder / "journal", hashed) if known else None
+        if self.journal is None or not self.journal.records:
+            self._fresh = True
+            if self.journal is not None:
+                self.journal.close()
+            for name in (*(p.name for p in self.folder.iterdir()),):
+                if name != "lock":
+                    fsio.remove(self.folder / name)
+            document = {"version": journal.VERSION, "hash": hashed, "document": self.plan.document()}
+            journal.write_plan(self.folder / "plan.json", document)
+            self.journal = journal.Journal(self.folder / "journal", hashed)
+        self.work = self.folder / self.dest.name
+        store: Store = self.plan.store
+        self.blocks: list[tuple[int, str]] = []
+        self.spans = self.rows = self.rejects = 0
+        origin_bytes = reject_bytes = 0
+        announced = self.plan.inputs if self.plan.rows_stay else None
+        if self.journal.records:
+            last = self.journal.records[-1]
+            self.blocks = [block for record in self.journal.records for block in record.blocks]
+            self.spans, self.rows, self.rejects = last.spans, last.rows, last.rejects
+            origin_bytes, reject_bytes = last.origin_bytes, last.reject_bytes
+            self.writer: StoreWriter = store.resume(self.work, self.plan.schema, announced, last.state)
+        else:
+            self.writer = store.create(self.work, self.plan.schema, announced)
+        self.resumed_rows = self.rows
+        self._origin = fsio.AppendFile(self.folder / "origin", origin_bytes)
+        self._rejects = fsio.AppendFile(self.folder / "rejects.jsonl", reject_bytes)
+        self._recorded = len(self.blocks)
+        self._last = time.monotonic()
+        self._pause = CHECKPOINT_SECONDS
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def append(self, item: Item) -> None:
+        """Write what became of some inputs."""
+        if item.block is not None:
+            self.writer.append(item.block)
+            self.rows += len(item.block)
+            self.blocks.append((len(item.block), item.digest.hex()))
+            if item.block.origin is not None:
+                self._origin.write(provenance.runs_of(item.block.origin).tobytes())
+        for reject in item.rejects:
+            entry = {"path": reject.path, "row": reject.row, "stage": reject.stage, "error": reject.error}
+            self._rejects.write(json.dumps(entry, ensure_ascii=True).encode() + b"\n")
+            self.rejects += 1
+
+    def span_done(self) -> None:
+        """A span is whole: the only place where a checkpoint can be."""
+        self.spans += 1
+        if time.monotonic() - self._last >= self._pause:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Make everything so far durable, then say so in the journal."""
+        assert self.journal is not None
+        start = time.monotonic()
+        state = self.writer.checkpoint()
+        self._origin.sync()
+        self._rejects.sync()
+        self.journal.append(
+            journal.Record(
+                self.spans,
+                self.rows,
+                self.rejects,
+                self._rejects.tell(),
+                self._origin.tell(),
+                state,
+                tuple(self.blocks[self._recorded :]),
+            )
+        )
+        self._recorded = len(self.blocks)
+        self._last = time.monotonic()
+        self._pause = max(CHECKPOINT_SECONDS, (self._last - start) / CHECKPOINT_SHARE)
+
+    def keep_rejects(self) -> Path:
+        """Put the list of rejects beside the destination."""
+        file = rejects_file(self.dest)
+        if self.rejects:
+            fsio.replace_file(file, (self.folder / "rejects.jsonl").read_bytes())
+        else:
+            fsio.remove(file)
+        return file
+
+    # -- finishing -----------------------------------------------------------------------------------------------
+
+    def finish(self) -> Manifest:
+        """Lay out, read everything back against the digests, seal, make durable, rename."""
+        self.writer.close()
+        schema: Schema = self.plan.schema
+        whole = self.plan.stands_for or self.plan
+        manifest = Manifest(
+            schema=schema,
+            rows=self.rows,
+            store=self.plan.store.name,
+            digests=Digests(self.rows, 1, {}),
+            source=whole.source.describe(),
+            recipe=whole.recipe(),
+            bigconv_version=__version__,
+            plan=whole.hash,
+        )
+        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks)
+        self.writer.attach(provenance.NAME, self._provenance().to_bytes())
+        manifest = Manifest(**{**vars(manifest), "digests": digests})
+        manifest = Manifest(**{**vars(manifest), "files": self.plan.store.files(self.work)})
+        self.writer.seal(manifest)
+        fsio.sync_tree(self.work)
+        self.keep_rejects()
+        fsio.publish(self.work, self.dest)
+        return open_store(self.dest).manifest  # as it was sealed, and as every reader will see it
+
+    def _provenance(self) -> provenance.Provenance:
+        files: FileList = self.plan.source.files
+        raw = (self.folder / "origin").read_bytes()
+        runs: Index = np.frombuffer(raw, np.int64).reshape(-1, provenance.RUN_COLUMNS)
+        return provenance.Provenance(files.names, files.ends, files.sizes, files.mtimes, provenance.joined(runs))
+
+    def close(self, keep: bool) -> None:
+        """Let go of files; without `keep`, or before a first checkpoint, remove all traces."""
+        self.writer.abort()
+        self._origin.close()
+        self._rejects.close()
+        assert self.journal is not None
+        self.journal.close()
+        if not keep or not self.journal.records:
+            fsio.remove(self.folder)
+        self._lock.release()
+
+
+@contextmanager
+def building(dest: Path, plan: Plan, restart: bool = False) -> Iterator[Build]:
+    """A build; what has been checkpointed is kept when the body fails, to go on from."""
+    build = Build(dest, plan, restart)
+    try:
+        yield build
+    except BaseException:
+        build.close(keep=True)
+        raise
+    else:
+        build.close(keep=False)
+
+
+def partial_folder(dest: Path) -> Path:
+    return dest.with_name(dest.name + ".partial")
+
+
+def rejects_file(dest: Path) -> Path:
+    return dest.with_name(dest.name + ".rejects.jsonl")
+
+
+def prove(opened: Opened, blocks: list[tuple[int, str]]) -> Digests:
+    """Read a laid-out store back as a user will, and compare each block with what its maker saw.
+
+    Gives the canonical digests of the same reading. Raises `IncompleteStore` naming field and rows.
+    """
+    schema = opened.manifest.schema
+    digester = Digester(schema)
+    view = StoreView.of([opened])
+    start = 0
+    for rows, expected in blocks:
+        for block in view.blocks(start, start + rows, rows):
+            found = block_digest(block).hex()
+            if found != expected:
+                size = 2 * DIGEST_BYTES
+                pairs = zip(schema.names, range(0, len(found), size), strict=True)
+                wrong = [name for name, at in pairs if found[at : at + size] != expected[at : at + size]]
+                raise IncompleteStore(
+                    f"{opened.path}: field {', '.join(wrong)}, rows {start} to {start + rows - 1}: what was read back "
+                    "differs from what was written: a failing disk or memory"
+                )
+            digester.update(block)
+        start += rows
+    view.close()
+    return digester.finish()
+
+
+def drop_leftovers(dest: Path, hashed: str) -> None:
+    """Remove what a run left that was killed after it had published; unfinished work of another plan stays."""
+    folder = partial_folder(dest)
+    if not folder.is_dir():
+        return
+    try:
+        lock = fsio.Lock(folder / "lock")
+        known = journal.read_plan(folder / "plan.json")
+        if known is None or known["hash"] == hashed:
+            fsio.remove(folder)
+        lock.release()
+    except OutputError:
+        return  # in use, or not ours to judge
+
+
+def state_of(dest: Path) -> Mapping[str, Any] | None:
+    """The plan of unfinished work at a destination; None when there is none."""
+    return journal.read_plan(partial_folder(dest) / "plan.json")

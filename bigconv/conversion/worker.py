@@ -1,0 +1,74 @@
+"""A worker process: spans in through a pipe, blocks out through shared memory.
+
+The parent sends `("span", number, span)`, `("free", slot)` and `("stop",)`; the worker answers with
+`("item", number, inputs done, Shipment or None, rejects)`, `("done", number)` and `("failed", number, error)`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import deque
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bigconv.conversion.task import Work, run_span
+from bigconv.conversion.transport import Slots
+from bigconv.errors import BigconvError
+from bigconv.sources.base import Span
+
+MAX_SLOTS = 3  # one being filled, one on its way, one being written
+
+
+def main(pipe: Connection, work: Work) -> None:
+    """Serve until told to stop, or until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.stdout = sys.stderr  # what a user's function prints must not land in --json
+    try:
+        _Worker(pipe, work).serve()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone
+
+
+class _Worker:
+    def __init__(self, pipe: Connection, work: Work) -> None:
+        self._pipe, self._work = pipe, work
+        self._slots = Slots()
+        self._spans: deque[tuple[int, Span]] = deque()
+        self._stopped = False
+
+    def serve(self) -> None:
+        while True:
+            while not self._spans:
+                if self._stopped:
+                    return
+                self._hear()
+            self._run(*self._spans.popleft())
+
+    def _hear(self) -> None:
+        message: Any = self._pipe.recv()
+        if message[0] == "span":
+            self._spans.append((message[1], message[2]))
+        elif message[0] == "free":
+            self._slots.free(message[1])
+        else:
+            self._stopped = True
+
+    def _run(self, number: int, span: Span) -> None:
+        try:
+            for item in run_span(self._work, span):
+                shipment = None
+                if item.block is not None:
+                    while self._slots.held >= MAX_SLOTS or self._pipe.poll():
+                        self._hear()  # the parent is behind: wait until it gives a slot back
+                    shipment = self._slots.pack(item.block, item.digest)
+                self._pipe.send(("item", number, item.upto, shipment, item.rejects))
+            self._pipe.send(("done", number))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except BigconvError as error:
+            self._pipe.send(("failed", number, error))
+        except Exception as error:  # noqa: BLE001  told to the parent, which raises it
+            self._pipe.send(("failed", number, RuntimeError(f"{type(error).__name__}: {error}")))

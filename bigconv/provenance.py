@@ -1,0 +1,119 @@
+"""Which file, and which row in it, made each row of a store: a compact table beside the manifest.
+
+Rows come in runs: `count` rows from file `file`, `file + file_step`, … and row `row`, `row + row_step`, … of it. A
+folder of images is one run, a table of a million lines another. Layout in docs/format.md.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigconv.block import Index
+from bigconv.errors import IncompleteStore, RowError
+
+NAME = "provenance"  # of the attachment
+_MAGIC = b"bigconv provenance 1\n"
+RUN_COLUMNS = 5  # count, file, file_step, row, row_step
+
+
+def runs_of(origin: Index) -> Index:
+    """int64 `[runs, 5]` that stand for `origin`, int64 `[rows, 2]` (file, row)."""
+    n = len(origin)
+    if n == 0:
+        return np.empty((0, RUN_COLUMNS), np.int64)
+    step = np.diff(origin, axis=0)
+    # a run goes on while the step stays; the first row of a run has no step of its own
+    new = np.zeros(n, bool)
+    new[0] = True
+    if n > 2:
+        changed = np.flatnonzero((step[1:] != step[:-1]).any(axis=1)) + 2
+        new[changed] = True
+    starts = np.flatnonzero(new)
+    counts = np.diff(np.append(starts, n))
+    steps = np.zeros((len(starts), 2), np.int64)
+    longer = counts > 1
+    steps[longer] = step[starts[longer]]
+    first = origin[starts]
+    return np.column_stack([counts, first[:, 0], steps[:, 0], first[:, 1], steps[:, 1]]).astype(np.int64)
+
+
+def joined(runs: Index) -> Index:
+    """The same runs with neighbours that continue each other made one."""
+    out: list[list[int]] = []
+    for count, file, file_step, row, row_step in runs.tolist():
+        if out:
+            last = out[-1]
+            steps = (last[2], last[4]) if last[0] > 1 else (file - last[1], row - last[3])
+            fits = count == 1 or steps == (file_step, row_step)
+            if fits and (last[1] + last[0] * steps[0], last[3] + last[0] * steps[1]) == (file, row):
+                last[0] += count
+                last[2], last[4] = steps
+                continue
+        out.append([count, file, file_step, row, row_step])
+    return np.array(out, np.int64).reshape(-1, RUN_COLUMNS)
+
+
+def expanded(runs: Index, start: int, stop: int) -> Index:
+    """int64 `[stop - start, 2]`: file and row in it of rows `start` to `stop`."""
+    ends = np.cumsum(runs[:, 0])
+    rows = np.arange(start, stop)
+    run = np.searchsorted(ends, rows, side="right")
+    count, file, file_step, first, row_step = runs[run].T
+    inside = rows - (ends[run] - count)
+    return np.column_stack([file + inside * file_step, first + inside * row_step])
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance:
+    """The files that were read and the rows that they made.
+
+    `names`: relative paths, joined; `ends`: int64 `[files]`, where each ends in it; `sizes`: int64 `[files]`, bytes;
+    `mtimes`: int64 `[files]`, ns; `runs`: int64 `[runs, 5]`.
+    """
+
+    names: bytes
+    ends: Index
+    sizes: Index
+    mtimes: Index
+    runs: Index
+
+    def to_bytes(self) -> bytes:
+        head = np.array([len(self.ends), len(self.names), len(self.runs)], "<i8")
+        tables = (head, self.ends, self.sizes, self.mtimes, self.runs)
+        return _MAGIC + b"".join(np.ascontiguousarray(t, "<i8").tobytes() for t in tables) + self.names
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str) -> Provenance:
+        """Raises `IncompleteStore` for a table that is damaged."""
+        at = len(_MAGIC)
+        if raw[:at] != _MAGIC or len(raw) < at + 24:
+            raise IncompleteStore(f"{where}: the provenance table can't be read")
+        files, names, runs = (int(n) for n in np.frombuffer(raw, "<i8", 3, at))
+        at += 24
+        if min(files, names, runs) < 0 or len(raw) != at + 8 * (3 * files + RUN_COLUMNS * runs) + names:
+            raise IncompleteStore(f"{where}: the provenance table is cut short or damaged")
+        numbers = np.frombuffer(raw, "<i8", 3 * files + RUN_COLUMNS * runs, at)
+        ends, sizes, mtimes = numbers[: 3 * files].reshape(3, files)
+        found = cls(raw[len(raw) - names :], ends, sizes, mtimes, numbers[3 * files :].reshape(runs, RUN_COLUMNS))
+        low = found.runs[:, 1] + np.minimum(0, (found.runs[:, 0] - 1) * found.runs[:, 2])
+        high = found.runs[:, 1] + np.maximum(0, (found.runs[:, 0] - 1) * found.runs[:, 2])
+        rising = files == 0 or (ends[0] >= 0 and (np.diff(ends) >= 0).all() and ends[-1] == names)
+        if not rising or (runs and (low.min() < 0 or high.max() >= files or found.runs[:, 0].min() < 1)):
+            raise IncompleteStore(f"{where}: the provenance table is damaged")
+        return found
+
+    def name(self, file: int) -> str:
+        """Relative path of a file, with /."""
+        start = int(self.ends[file - 1]) if file else 0
+        return os.fsdecode(self.names[start : int(self.ends[file])])
+
+    def whence(self, row: int) -> tuple[int, int]:
+        """Number of the file, and of the row in it, that made a row. Raises `RowError`."""
+        ends = np.cumsum(self.runs[:, 0])
+        if not 0 <= row < (int(ends[-1]) if len(ends) else 0):
+            raise RowError(f"row {row} has no provenance")
+        file, inside = expanded(self.runs, row, row + 1)[0].tolist()
+        return int(file), int(inside)

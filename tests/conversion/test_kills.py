@@ -1,0 +1,174 @@
+"""Kills at every file operation and at random times: a reader refuses or sees all, the resumed result is the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigconv import fsio, registry
+from bigconv.block import Block
+from bigconv.conversion import build
+from bigconv.conversion.plan import Plan
+from bigconv.conversion.run import Policy, execute
+from bigconv.errors import OutputError, StoreError
+from bigconv.schema import Field, Schema
+from bigconv.testing import cases
+from bigconv.testing.given import Given
+from bigconv.view.opening import open_store
+from bigconv.view.report import verify
+
+SUFFIXES = (".mmap", ".h5", ".zarr", ".lmdb")
+FIXED = cases.block(Schema((Field("x", "uint8", (700,)), Field("label", "int64"))), 60, seed=1)
+RAGGED = cases.block(Schema((Field("t", "uint16", (None,)), Field("i", "uint8", (None, None, 3)))), 60, seed=2)
+#: Every durable operation of fsio; a kill strikes before or after one of them.
+OPERATIONS = (
+    *((fsio.AppendFile, name) for name in ("write", "write_at", "sync")),
+    *((fsio.PatchFile, name) for name in ("write_at", "copy_from", "truncate", "sync")),
+    *((fsio, name) for name in ("write_file", "replace_file", "sync_path", "sync_folder", "publish", "remove")),
+)
+
+
+def plan_for(path: Path, block: Block, rejects: int = 0) -> Plan:
+    source = Given(block, 7, rejects=rejects)
+    return Plan(source, (), block.schema, source.plan(), registry.load("store", registry.store_for(path))())
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    if path.is_file():
+        return {".": path.read_bytes()}
+    return {name: (path / name).read_bytes() for name in fsio.files_below(path)}
+
+
+def _convert(path: Path, block: Block, strike: int, rejects: int = 0) -> None:
+    """In a child: convert with a checkpoint at every span, and die at the durable operation number `strike`."""
+    build.CHECKPOINT_SECONDS = build.CHECKPOINT_SHARE = 0.0
+    build.CHECKPOINT_SHARE = 1e9
+    count = 0
+
+    def deadly(original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == strike:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*args, **kwargs)
+            count += 1
+            if count == strike:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    if strike:
+        for owner, name in OPERATIONS:
+            setattr(owner, name, deadly(getattr(owner, name)))
+    execute(plan_for(path, block, rejects), path, Policy(0, max_rejects=str(rejects)))
+    os._exit(7 if strike else 0)  # 7: the run was over before the strike
+
+
+def child(path: Path, block: Block, strike: int, rejects: int = 0) -> int:
+    process = multiprocessing.get_context("fork").Process(target=_convert, args=(path, block, strike, rejects))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def refused_or_whole(path: Path, block: Block) -> None:
+    try:
+        opened = open_store(path)
+    except StoreError:
+        return
+    assert opened.manifest.rows == len(block)
+    assert verify(opened) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("block", "every"), [(FIXED, 5), (RAGGED, 9)], ids=["fixed", "ragged"])
+def test_killed_anywhere(tmp_path: Path, suffix: str, block: Block, every: int) -> None:
+    """A kill at every so many operations, then a run to the end: byte-identical, and nothing left behind."""
+    whole = tmp_path / "whole" / f"out{suffix}"
+    whole.parent.mkdir()
+    assert child(whole, block, 0) == 0
+    expected = contents(whole)
+    strike = 1
+    while True:
+        path = tmp_path / str(strike) / f"out{suffix}"
+        path.parent.mkdir()
+        ended = child(path, block, strike)
+        if ended == 7:
+            break
+        assert ended == -signal.SIGKILL
+        refused_or_whole(path, block)
+        if not path.exists():
+            # the second run is killed too, a little later
+            child(path, block, 11)
+            refused_or_whole(path, block)
+        if not path.exists():
+            assert child(path, block, 0) == 0
+        assert contents(path) == expected, f"strike {strike}"
+        strike += every
+    assert strike > 10 * every
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_published_store_is_not_made_again_and_leftovers_go(tmp_path: Path, suffix: str) -> None:
+    """Killed between the rename and the clean-up: the next run finds it unchanged and removes the rest."""
+    from bigconv.conversion.api import Request
+
+    np.save(tmp_path / "x.npy", np.arange(50))
+    dest = tmp_path / f"out{suffix}"
+    request = Request((tmp_path / "x.npy",), dest)
+    assert request.run().status == "done"
+    folder = build.partial_folder(dest)
+    folder.mkdir()
+    (folder / "lock").touch()
+    assert request.run().status == "unchanged"
+    assert not folder.exists()
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    path = tmp_path / "out.h5"
+    with build.building(path, plan_for(path, FIXED)), pytest.raises(OutputError, match="another bigconv is writing"):
+        execute(plan_for(path, FIXED), path, Policy(0))
+
+
+def test_another_plan_is_refused_until_restart(tmp_path: Path) -> None:
+    path = tmp_path / "out.h5"
+    with pytest.raises(KeyboardInterrupt), build.building(path, plan_for(path, FIXED)) as one:
+        one.checkpoint()
+        raise KeyboardInterrupt
+    assert build.partial_folder(path).exists()
+    other = plan_for(path, RAGGED)
+    with pytest.raises(OutputError, match="--restart"):
+        execute(other, path, Policy(0))
+    assert execute(other, path, Policy(0, restart=True)).rows == 60
+    assert not build.partial_folder(path).exists()
+
+
+def test_a_torn_or_edited_journal_line_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "out.mmap"
+    plan = plan_for(path, FIXED)
+    with pytest.raises(KeyboardInterrupt), build.building(path, plan) as one:
+        from bigconv.conversion.task import run_span
+
+        for span in plan.spans[:4]:
+            for item in run_span(plan.work, span):
+                one.append(item)
+            one.span_done()
+            one.checkpoint()
+        raise KeyboardInterrupt
+    file = build.partial_folder(path) / "journal"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]) + lines[2].replace(b'"rows":21', b'"rows":20') + lines[3])
+    assert execute(plan, path, Policy(0)).resumed_rows == 14
+    whole = tmp_path / "whole.mmap"
+    execute(plan, whole, Policy(0))
+    assert contents(path) == contents(whole)
