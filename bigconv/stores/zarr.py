@@ -64,6 +64,8 @@ class Zarr:
                 raise NotAStore(
                     f"{path}: a Zarr store, but not one of bigconv: {METADATA} has no attribute {ATTRIBUTE}"
                 )
+            if (document.get("zarr_format"), document.get("node_type")) != (3, "group"):
+                raise IncompleteStore(f"{path}: {METADATA} is not that of a Zarr 3 group: damaged or edited")
             return canonical(attributes[ATTRIBUTE])
         except (ValueError, RecursionError) as error:
             raise IncompleteStore(f"{path}: {METADATA} can't be read: {error}") from error

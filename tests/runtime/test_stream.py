@@ -357,7 +357,7 @@ def test_leaving_early_is_clean(path: Path) -> None:
             break
         counts.append(len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0)
         assert not multiprocessing.active_children()
-    assert counts[1] == counts[2]
+    assert counts[2] <= counts[1]  # a handle that goes a little later is no leak
     assert labels(plain(stream, 2)) == whole
 
 
