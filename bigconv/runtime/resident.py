@@ -14,7 +14,7 @@ from bigconv.block import Array, Column, Index, Ragged
 from bigconv.errors import UsageError
 from bigconv.runtime import slots
 from bigconv.schema import Schema
-from bigconv.view.gather import copy_runs, shaped
+from bigconv.view.memory import copy_runs, shaped
 from bigconv.view.table import StoreView
 
 _ALIGN = 64  # bytes: a cache line

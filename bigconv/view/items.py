@@ -11,7 +11,8 @@ import numpy as np
 
 from bigconv.block import Array, Index, Ragged
 from bigconv.errors import IncompleteStore, SchemaError
-from bigconv.view.gather import FieldGather, copy_rows, copy_runs
+from bigconv.view.gather import FieldGather
+from bigconv.view.memory import copy_rows, copy_runs
 from bigconv.view.table import StoreView
 
 #: Gives writable uint8 `[nbytes]` to gather a field into, by its name; None where it has none.

@@ -13,7 +13,8 @@ from bigconv.block import Array, Block, Column, Index, Ragged, cell
 from bigconv.errors import RowError, SchemaError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.stores.base import StoreReader
-from bigconv.view.gather import FieldGather, Maps, copy_rows, shaped
+from bigconv.view.gather import FieldGather
+from bigconv.view.memory import Maps, copy_rows, shaped
 from bigconv.view.opening import Opened, open_store
 
 RUN_BYTES = 8 << 20  # 8 MiB a block when reading in order: past this a copy no longer gets faster

@@ -20,7 +20,8 @@ from bigconv.manifest import Manifest
 from bigconv.schema import DTYPES, Field, Schema
 from bigconv.stores.base import Chunked, RaggedColumns
 from bigconv.stores.zarr import Zarr
-from bigconv.view.gather import FieldGather, Maps
+from bigconv.view.gather import FieldGather
+from bigconv.view.memory import Maps
 
 SMALL = Zarr(chunk_bytes=100, shard_bytes=350)  # awkward on purpose: shards of three chunks, and not of 350 bytes
 DEFAULT = Zarr()

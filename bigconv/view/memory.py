@@ -1,0 +1,119 @@
+"""Mapped files and copies from them: rows from memory addresses, in one vectorised copy.
+
+All maps of a process lie in one address space, so rows of many files are gathered by one indexed copy, as if they were
+one array. Addresses are only ever made from locations and offsets that have been held against the size of the map.
+"""
+
+from __future__ import annotations
+
+import mmap
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigconv import fsio
+from bigconv.block import Array, Index
+from bigconv.errors import IncompleteStore
+from bigconv.schema import Field
+
+LOWEST = 4096  # no map ever starts at address 0
+_SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
+LOOP_BYTES = 32768  # rows this large: one copy a row costs nothing against its bytes, and their count can't overflow
+JOIN_BYTES = 128  # ragged rows shorter than this on average: indexing items beats joining slices
+
+
+class _AddressSpace:
+    """Everything this process has mapped, as items of `nbytes` bytes that start at every byte."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.__array_interface__ = {
+            "data": (LOWEST, True),
+            "shape": (_SPAN,),
+            "strides": (1,),
+            "typestr": f"|V{nbytes}",
+            "version": 3,
+        }
+
+
+@lru_cache(maxsize=256)
+def _space(nbytes: int) -> Array:
+    return np.asarray(_AddressSpace(nbytes))
+
+
+@lru_cache(maxsize=1)
+def everywhere() -> memoryview:
+    """All of the address space from `LOWEST` on, to be sliced."""
+    return np.asarray(_AddressSpace(1)).view(np.uint8).data
+
+
+def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
+    """Copy `nbytes` bytes from each address (int64 `[rows]`) into uint8 `[rows, nbytes]`."""
+    if out is None:
+        if nbytes < LOOP_BYTES and nbytes:
+            gathered: Array = _space(nbytes)[addresses - LOWEST]
+            return gathered.view(np.uint8).reshape(-1, nbytes)
+        out = np.empty((len(addresses), nbytes), np.uint8)
+    if nbytes >= LOOP_BYTES:
+        everything = _space(1).view(np.uint8)
+        for row, start in enumerate((addresses - LOWEST).tolist()):
+            out[row] = everything[start : start + nbytes]
+    elif nbytes:
+        target = out.view(f"V{nbytes}").reshape(-1)
+        step = max(1, (512 << 10) // nbytes)  # 512 KiB: the fresh copy is still in the cache when it moves on
+        for a in range(0, len(addresses), step):
+            target[a : a + step] = _space(nbytes)[addresses[a : a + step] - LOWEST]
+    return out
+
+
+def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:
+    """Copy runs of bytes of different lengths one after another into one writable uint8 array."""
+    total = int(nbytes.sum())
+    if total == 0:
+        return np.empty(0, np.uint8)
+    if total >= JOIN_BYTES * len(starts):
+        begin = (starts - LOWEST).tolist()
+        end = (starts - LOWEST + nbytes).tolist()
+        return np.frombuffer(bytearray().join(map(everywhere().__getitem__, map(slice, begin, end))), np.uint8)
+    counts = nbytes // item_bytes
+    first = np.cumsum(counts) - counts
+    index = np.arange(int(counts.sum()), dtype=np.int64)
+    index *= item_bytes
+    index += np.repeat(starts - LOWEST - first * item_bytes, counts)
+    gathered: Array = _space(item_bytes)[index]
+    return gathered.view(np.uint8)
+
+
+class Maps:
+    """Memory maps of files, made when first needed and kept as long as this object."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, tuple[mmap.mmap, int, int]] = {}
+
+    def view(self, path: Path, count: int, offset: int) -> Array:
+        """`count` bytes of a file from byte `offset` on, as read-only uint8; the file has been asked for by `base`."""
+        return np.frombuffer(self._maps[path][0], np.uint8, count, offset)
+
+    def base(self, path: Path, nbytes: int) -> int:
+        """Address of the first byte of a file that has at least `nbytes` bytes. Raises `IncompleteStore`."""
+        held = self._maps.get(path)
+        if held is None:
+            try:
+                mapped = fsio.map_file(path)
+            except (OSError, ValueError) as error:
+                raise IncompleteStore(f"{path}: can't be mapped: {error}") from error
+            address = int(np.frombuffer(mapped, np.uint8).__array_interface__["data"][0])
+            held = self._maps[path] = (mapped, address, len(mapped))
+        if nbytes > held[2]:
+            raise IncompleteStore(f"{path}: has {held[2]} bytes, and rows up to byte {nbytes}")
+        return held[1]
+
+
+def shaped(flat: Array, field: Field) -> Array:
+    """uint8 `[rows, row_bytes]` as `[rows, *shape]` of the field's dtype, not copied."""
+    dtype: Any = np.dtype(field.dtype).newbyteorder("<")
+    if field.row_bytes == 0:
+        return np.empty((len(flat), *field.item_shape), dtype)
+    rows: Array = flat.view(dtype).reshape(len(flat), *field.item_shape)
+    return rows
