@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bigconv.bench.watch import watch
     from bigconv.block import Block, Ragged
     from bigconv.conversion.api import convert
     from bigconv.errors import BigconvError
@@ -30,6 +31,7 @@ _HOMES = {
     "StoreView": "bigconv.view.table:StoreView",
     "convert": "bigconv.conversion.api:convert",
     "open": "bigconv.view.table:open_view",
+    "watch": "bigconv.bench.watch:watch",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "batched",
     "convert",
     "open",
+    "watch",
 ]
 
 

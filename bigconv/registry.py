@@ -88,6 +88,16 @@ SOURCES = {
     "parquet": Entry("bigconv.sources.parquet:Parquet", (".parquet",), takes="both"),
     "arrow": Entry("bigconv.sources.arrow:ArrowIpc", (".arrow", ".arrows", ".feather", ".ipc"), takes="both"),
     "jsonl": Entry("bigconv.sources.jsonl:JsonLines", (".jsonl", ".ndjson"), takes="both"),
+    "webdataset": Entry("bigconv.sources.tar:WebDataset", (".tar",), takes="both"),
+    "text": Entry("bigconv.sources.text:Text", (".txt", ".text"), extra="text", takes="both"),
+    "sparse": Entry("bigconv.sources.sparse:Sparse"),
+    "libsvm": Entry("bigconv.sources.libsvm:LibSvm", (".svm", ".libsvm"), takes="both"),
+    "audio": Entry(
+        "bigconv.sources.audio:Audio",
+        (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"),
+        extra="audio",
+        takes="both",
+    ),
     "array-folder": Entry("bigconv.sources.array_folder:ArrayFolder", (".npy", ".npz"), takes="folder"),
 }
 TRANSFORMS = {

@@ -1,4 +1,4 @@
-"""The command line: four commands, one error boundary."""
+"""The command line: commands, one error boundary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from bigconv.cli import convert, inspect, options
+from bigconv.cli import bench, convert, inspect, options
 
 app = typer.Typer(
     name="bigconv",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("convert", cls=options.InOrder)(convert.command)
 app.command("inspect")(inspect.command)
+app.command("bench")(bench.command)
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 

@@ -77,6 +77,28 @@ def command(
         str | None,
         typer.Option("--encoding", help="Encoding of a CSV (default: UTF-8, strictly).", rich_help_panel="Fields"),
     ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="One sample a line of text, not a file.", rich_help_panel="Fields")
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Text to tokens: byte | tiktoken:NAME | FILE.json | MODULE:FUNCTION.",
+            rich_help_panel="Fields",
+        ),
+    ] = None,
+    resample: Annotated[
+        int | None, typer.Option("--resample", metavar="HZ", help="One rate for all audio.", rich_help_panel="Fields")
+    ] = None,
+    index_base: Annotated[
+        int | None,
+        typer.Option("--index-base", metavar="0|1", help="First index of libsvm files.", rich_help_panel="Fields"),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option("--length", metavar="N", help="Dense length of sparse rows.", rich_help_panel="Fields"),
+    ] = None,
     resize: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,7 +206,8 @@ def command(
 ) -> None:
     """Turn raw files into a store: memmap, HDF5, LMDB or Zarr.
 
-    SOURCE: a folder of images or arrays, .npy and .npz files, tables (CSV, Parquet, Arrow, JSON lines), or any store.
+    SOURCE: a folder of images or arrays, .npy and .npz files, tables (CSV, Parquet, Arrow, JSON lines),
+    text, audio, WebDataset tars, sparse rows, or any store.
     Steps run in the order typed.
     """
     from bigconv.conversion.api import Request, available_cores
@@ -224,6 +247,11 @@ def command(
             "quote": quote,
             "header": header,
             "encoding": encoding,
+            "lines": lines,
+            "tokenizer": tokenizer,
+            "resample": resample,
+            "index_base": index_base,
+            "length": length,
         },
     )
     if recipe is not None:

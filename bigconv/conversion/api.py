@@ -158,6 +158,11 @@ def convert(
     quote: str | None = None,
     header: str | None = None,
     encoding: str | None = None,
+    lines: bool = False,
+    tokenizer: str | None = None,
+    resample: int | None = None,
+    index_base: int | None = None,
+    length: int | None = None,
     workers: int | None = None,
     limit: int | None = None,
     max_rejects: int | str = 0,
@@ -225,6 +230,11 @@ def convert(
             "quote": quote,
             "header": header,
             "encoding": encoding,
+            "lines": lines,
+            "tokenizer": tokenizer,
+            "resample": resample,
+            "index_base": index_base,
+            "length": length,
         },
     )
     if recipe is not None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +14,15 @@ import numpy as np
 
 from bigconv import decode, registry
 from bigconv.block import Array, Block, Column, Index, Ragged
-from bigconv.errors import InputError, UsageError
-from bigconv.schema import Field, Schema, unknown
+from bigconv.errors import InputError
+from bigconv.schema import Field, Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
 from bigconv.sources.filelist import FileList
+from bigconv.sources.labels import class_names, numbered, told_of
 
 EXTENSIONS = registry.SOURCES["images"].extensions
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
-LABELS = ("folder", "name:REGEX", "csv:FILE", "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +66,7 @@ class ImageFolder:
         files = FileList.below(root, lambda name: name.lower().endswith(EXTENSIONS))
         if not len(files):
             raise InputError(_nothing(root))
-        label_from, names = _labels(files, label_from)
+        label_from, names = class_names(files, label_from, cls.name)
         if keep_encoded:
             fields = [Field("image", "uint8", (None,), kind="encoded")]
         else:
@@ -77,10 +74,8 @@ class ImageFolder:
             fields = [Field("image", "uint8", (*(size or (None, None)), 3), kind="image", layout="hwc")]
         labels = None
         if names is not None:
-            classes = tuple(sorted(set(names)))  # str sorts by code point, which is the order of its UTF-8 bytes
-            number = {name: i for i, name in enumerate(classes)}
-            labels = np.fromiter((number[name] for name in names), np.int64, len(names))
-            fields.append(Field("label", "int64", (), kind="label", classes=classes))
+            label, labels = numbered(names)
+            fields.append(label)
         return cls(files, Schema(tuple(fields)), labels, label_from)
 
     @property
@@ -158,16 +153,12 @@ class ImageFolder:
         return Reject(self.files.name(i), 0, stage, reason)
 
     def describe(self) -> dict[str, Any]:
-        told: dict[str, Any] = {
+        return {
             "kind": self.name,
             "files": len(self.files),
             "bytes": int(self.files.sizes.sum()),
-            "label_from": self.label_from,
+            **told_of(self.label_from, self.labels),
         }
-        if self.labels is not None and self.label_from.startswith("csv:"):
-            # The images don't tell these labels: a table that was edited makes another source.
-            told["labels_sha256"] = hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest()
-        return told
 
 
 def _bytes(path: bytes, size: int) -> bytes:
@@ -217,89 +208,6 @@ def _common_size(files: FileList, workers: int) -> tuple[int, int] | None:
             reason = str(error)
         raise InputError(f"none of {len(files)} images can be read. The first, {files.name(0)}: {reason}")
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def _labels(files: FileList, label_from: str | None) -> tuple[str, list[str] | None]:
-    """Where labels come from, and the class name of every file."""
-    names = [os.fsencode(files.name(i)) for i in range(len(files))]
-    if label_from is None:
-        loose = [name for name in names if b"/" not in name]
-        if loose and len(loose) < len(names):
-            raise InputError(
-                f"{_text(loose[0])} lies outside of any class folder, {len(names) - len(loose)} other images in one.\n"
-                "Move it, or say --label-from none"
-            )
-        label_from = "none" if loose else "folder"
-    how, _, what = label_from.partition(":")
-    if label_from == "none":
-        return label_from, None
-    if label_from == "folder":
-        return label_from, _from_folders(names)
-    if how == "name" and what:
-        return label_from, _from_names(names, what)
-    if how == "csv" and what:
-        return f"csv:{Path(what).name}", _from_table(names, Path(what))
-    raise UsageError(f"--label-from: {unknown('way', label_from, LABELS)}")
-
-
-def _from_folders(names: list[bytes]) -> list[str]:
-    for name in names:
-        if b"/" not in name:
-            raise InputError(f"{_text(name)} lies in no folder that could be its label")
-    return [_text(name.split(b"/", 1)[0]) for name in names]
-
-
-def _from_names(names: list[bytes], regex: str) -> list[str]:
-    try:
-        pattern = re.compile(regex)
-    except re.error as error:
-        raise UsageError(f"--label-from name:{regex}: not a regular expression: {error}") from error
-    labels = []
-    for name in names:
-        text = _text(name)
-        match = pattern.search(text)
-        label = match[1 if pattern.groups else 0] if match else None
-        if not label:
-            raise InputError(f"{text}: no label in this name for --label-from name:{regex}")
-        labels.append(label)
-    return labels
-
-
-def _from_table(names: list[bytes], path: Path) -> list[str]:
-    table: dict[bytes, str] = {}
-    wanted = set(names)
-    example = None
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != 2:
-                    raise InputError(f"{path}, line {rows.line_num}: expected file,label, got {len(row)} columns")
-                example = row[0]
-                name, label = row[0].removeprefix("./").encode(), row[1].strip()
-                if name not in wanted:
-                    continue
-                if not label:
-                    raise InputError(f"{path}, line {rows.line_num}: no label for {row[0]}")
-                if table.setdefault(name, label) != label:
-                    raise InputError(f"{path}, line {rows.line_num}: a second label, {label}, for {row[0]}")
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a table of file,label in UTF-8: {error}") from error
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise InputError(
-            f"{path} has no label for {len(missing)} of {len(names)} images. The first: {_text(missing[0])}\n"
-            f"Its first column must be paths relative to the folder of images; it has {example!r}"
-        )
-    return [table[name] for name in names]
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")  # as JSON and terminals can't hold bytes that aren't UTF-8
 
 
 def _nothing(root: Path) -> str:

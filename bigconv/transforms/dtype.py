@@ -12,7 +12,7 @@ from bigconv.block import Array, Block, Ragged
 from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import DTYPES, Field, Schema, unknown
 
-KINDS = ("image", "array")  # labels, text and tokens keep their types
+KINDS = ("image", "array", "audio", "video", "volume")  # labels, text and tokens keep their types
 
 
 @dataclass(frozen=True)

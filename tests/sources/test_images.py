@@ -143,7 +143,7 @@ def test_bad_files_are_rejects_in_order(tmp_path: Path, encoded: bool, mixed: bo
     else:
         for row, want in zip(got, expected(tmp_path, good), strict=True):
             np.testing.assert_array_equal(row, want)
-    bad = [("1.jpg", 1), ("3.png", 3), ("4.jpg", 4)][: 2 if encoded else 3]
+    bad = [("1.jpg", 0), ("3.png", 0), ("4.jpg", 0)][: 2 if encoded else 3]
     assert [(r.path, r.row) for r in rejects] == bad
     assert {r.stage for r in rejects} == {"decode"}
     assert rejects[0].error == "not an image: starts with b'this is text'"

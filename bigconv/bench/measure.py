@@ -1,0 +1,255 @@
+"""One loader, running: what it delivers in a stretch of time, and what that costs.
+
+A stretch is measured in the steady state. While a loader isn't asked, its workers fill the queue and stop; these
+batches are taken first and not counted, as they would look like speed that isn't there (a burst of prefetched batches
+inflates a rate 13-fold). At that moment all workers begin new batches, and a stretch ends when each of them has
+delivered equally often: so what is counted was made in the time that is counted. It is over for the next loader when
+the queue is full again: workers that fill it would take cores from that one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bigconv.bench import payload, processes
+from bigconv.bench.setting import Setting
+from bigconv.bench.stats import Rate, quantile, rate_of
+from bigconv.bench.subject import Subject, hushed
+from bigconv.errors import BigconvError, InputError, SchemaError, UsageError
+
+CHECKED = 4  # batches whose bytes go into the checksum; they are never timed
+POLL = 0.004  # seconds
+CHECKED_BYTES = 128 << 20  # 128 MiB: fewer where batches are large, but one at least
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """`samples` that came in `wall` seconds; `waits`: seconds waited for each batch; `used` by the tree meanwhile."""
+
+    samples: int
+    wall: float
+    waits: tuple[float, ...]
+    used: processes.Usage
+
+
+@dataclass
+class Run:
+    """All that is known of one setting of a subject."""
+
+    subject: Subject
+    setting: Setting
+    batch_bytes: int = 0
+    checksum: str = ""
+    startup: float = 0.0  # seconds of `iter(loader)`: workers are started
+    first_batch: float = 0.0  # seconds from there to the first batch, start-up included
+    epoch_gap: float | None = None
+    memory: processes.Memory | None = None
+    shm: int = 0  # peak of /dev/shm above what was there before
+    stretches: list[Stretch] = field(default_factory=list)
+    predicted: float | None = None  # samples/s, before anything of this setting was measured
+    step: float = 0.0  # seconds that each training step takes
+
+    @property
+    def rate(self) -> Rate:
+        return rate_of([s.samples for s in self.stretches], [s.wall for s in self.stretches])
+
+    @property
+    def megabytes(self) -> float:
+        """MB/s of payload."""
+        return self.rate.value * self.batch_bytes / self.subject.batch_size / 1e6
+
+    @property
+    def waits(self) -> list[float]:
+        return sorted(wait for stretch in self.stretches for wait in stretch.waits)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds per 1,000 samples, of the whole tree."""
+        return 1000 * sum(s.used.cpu for s in self.stretches) / sum(s.samples for s in self.stretches)
+
+    @property
+    def busy(self) -> float | None:
+        """Share of the time in which the accelerator had a step to do; None without steps."""
+        if not self.step:
+            return None
+        batches, wall = sum(len(s.waits) for s in self.stretches), sum(s.wall for s in self.stretches)
+        return min(1.0, batches * self.step / wall)
+
+    def to_json(self) -> dict[str, Any]:
+        rate, waits = self.rate, self.waits
+        document: dict[str, Any] = {
+            "path": self.subject.name,
+            **self.setting.to_json(),
+            "samples_per_second": rate.value,
+            "samples_per_second_95": [rate.low, rate.high if rate.repeats > 1 else None],
+            "repeats": rate.repeats,
+            "megabytes_per_second": self.megabytes,
+            "predicted_samples_per_second": self.predicted,
+            "seconds_measured": sum(s.wall for s in self.stretches),
+            "first_batch_seconds": self.first_batch,
+            "startup_seconds": self.startup,
+            "epoch_gap_seconds": self.epoch_gap,
+            "wait_ms": {name: 1e3 * quantile(waits, q) for name, q in WAITS},
+            "cpu_seconds_per_1000_samples": self.cpu,
+            "memory_bytes": None if self.memory is None else self.memory.private,
+            "pss_bytes": None if self.memory is None else self.memory.pss,
+            "shm_peak_bytes": self.shm,
+            "bytes_read": sum(s.used.read for s in self.stretches),
+            "checksum": self.checksum,
+        }
+        if self.step:
+            document |= {"step_ms": 1e3 * self.step, "accelerator_busy": self.busy}
+        return document
+
+
+WAITS = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+
+
+class Running:
+    """A loader with its workers, from the first batch until `close`."""
+
+    def __init__(self, subject: Subject, setting: Setting, step: float = 0.0) -> None:
+        self.run = Run(subject, setting, step=step)
+        self._shm, before = processes.shm_used(), processes.worker_pids()
+        try:
+            start = time.perf_counter()
+            self._batches = subject.iterate(setting)
+            self.run.startup = time.perf_counter() - start
+            batch = next(self._batches)
+            self.run.first_batch = time.perf_counter() - start
+        except Exception as error:
+            raise _told(error, subject, setting) from error
+        self.workers = processes.worker_pids() - before
+        self.run.batch_bytes = payload.nbytes(batch)
+        self._check(batch)
+
+    def _check(self, batch: Any) -> None:
+        """The checksum of the first batches; they count as warming up, too."""
+        checksum, sizes = payload.Checksum(), []
+        wanted = checked_batches(self.run.batch_bytes)
+        while True:
+            checksum.add(batch)
+            sizes.append(payload.nbytes(batch))
+            if checksum.batches == wanted:
+                break
+            batch = self._next()
+        self.run.checksum, self.run.batch_bytes = checksum.hex, round(sum(sizes) / len(sizes))
+
+    def _next(self) -> Any:
+        try:
+            return next(self._batches)
+        except Exception as error:
+            raise _told(error, self.run.subject, self.run.setting) from error
+
+    def measure(self, seconds: float, use: Callable[[Any], None] | None = None) -> Stretch:
+        """At least so long, and until each worker has delivered equally often. `use`: done with each batch."""
+        setting, step = self.run.setting, self.run.step
+        rounds = max(setting.workers, 1)
+        for _ in range(setting.ahead):
+            self._next()
+        for _ in range(rounds if step and setting.workers else 0):  # the queue as training would leave it
+            self._next()
+            time.sleep(step)
+        before, clock, waits = processes.usage(self.workers), time.perf_counter, []
+        ask = self._batches.__next__
+        start = asked = clock()
+        try:
+            while True:
+                batch = ask()
+                came = clock()
+                waits.append(came - asked)
+                if use is not None:
+                    use(batch)
+                if step:
+                    time.sleep(step)
+                asked = clock()
+                if asked - start >= seconds and len(waits) % rounds == 0:
+                    break
+        except Exception as error:
+            raise _told(error, self.run.subject, self.run.setting) from error
+        del batch
+        used = processes.usage(self.workers) - before
+        self.run.shm = max(self.run.shm, processes.shm_used() - self._shm)
+        if self.run.memory is None:
+            self.run.memory = processes.memory(self.workers)
+        self._settle(1.5 * setting.ahead * (asked - start) / len(waits))
+        return Stretch(len(waits) * self.run.subject.batch_size, asked - start, tuple(waits), used)
+
+    def _settle(self, most: float) -> None:
+        """Wait until the queue is full and nobody computes, `most` seconds: the next to be measured wants the cores."""
+        end, before = time.perf_counter() + most, processes.usage(self.workers).cpu
+        while time.perf_counter() < end:
+            time.sleep(POLL)
+            now = processes.usage(self.workers).cpu
+            if now - before < POLL / 4:
+                return
+            before = now
+
+    def repeat(self, seconds: float) -> None:
+        """Measure, and add it to the run."""
+        self.run.stretches.append(self.measure(seconds))
+
+    def close(self) -> None:
+        """End workers and threads: nobody else holds the iterator, and they end with it."""
+        self.__dict__.pop("_batches", None)
+
+
+def checked_batches(batch_bytes: int) -> int:
+    return max(1, min(CHECKED, CHECKED_BYTES // max(batch_bytes, 1)))
+
+
+def epoch_gap(subject: Subject, setting: Setting) -> float:
+    """Seconds from the end of an epoch to the first batch of the next, with workers that persist."""
+    from itertools import islice
+
+    from torch.utils.data import DataLoader, Subset
+
+    from bigconv.runtime.loader import Loader
+
+    rows = [r for batch in islice(subject.batches(), 2 * max(setting.workers, 1)) for r in batch.tolist()]
+    dataset: Any = Subset(subject.dataset, rows)
+    if setting.threaded:
+        loader: Any = Loader(dataset, subject.batch_size, threads=setting.workers, prefetch=setting.prefetch)
+    else:
+        own: dict[str, Any] = (
+            {"prefetch_factor": setting.prefetch, "persistent_workers": True} if setting.workers else {}
+        )
+        with hushed():
+            loader = DataLoader(dataset, subject.batch_size, num_workers=setting.workers, **own)
+    gaps = []
+    with hushed():
+        for epoch in range(4):
+            start = time.perf_counter()
+            batches = iter(loader)
+            next(batches)
+            if epoch:
+                gaps.append(time.perf_counter() - start)
+            for _ in batches:
+                pass
+    return sorted(gaps)[1]
+
+
+def _told(error: Exception, subject: Subject, setting: Setting) -> Exception:
+    """An error of reading, in words for whoever reads the figures."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    where = f"{subject.name}, {setting.label}"
+    if isinstance(error, SchemaError) and "stacked" in str(error):
+        return SchemaError(
+            f"{subject.name}: {lines[0]}.\nName fields that can be stacked: --fields, or convert with --resize"
+        )
+    if isinstance(error, BigconvError):
+        return error
+    if "equal size" in str(error) or "must have the same size" in str(error):
+        return SchemaError(
+            f"{subject.name}: samples of different sizes can't be stacked into a batch: {last}.\nGive --resize"
+        )
+    if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
+        return UsageError(
+            f"{where}: a worker was killed, as happens when memory runs out.\n"
+            "Try fewer --workers, or a smaller --batch-size"
+        )
+    return InputError(f"{where}: a sample can't be made: {type(error).__name__}: {last}")

@@ -1,0 +1,123 @@
+"""Class labels of files: from their folders, their names or a table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigconv.block import Index
+from bigconv.errors import InputError, UsageError
+from bigconv.schema import Field, unknown
+from bigconv.sources.filelist import FileList
+
+LABELS = ("folder", "name:REGEX", "csv:FILE", "none")
+
+
+def class_names(files: FileList, label_from: str | None, what: str) -> tuple[str, list[str] | None]:
+    """Where labels come from, and the class name of every file. `what`: what the files are, in plural.
+
+    `label_from`: `folder` (the first folder below the root; what is done by default when no file lies outside of one),
+    `name:REGEX` (group 1, or else the match, in the relative path), `csv:FILE` (two columns, file and label; rows on
+    other files, such as a header, are passed over) or `none`. Raises `InputError`, `UsageError`.
+    """
+    names = [os.fsencode(files.name(i)) for i in range(len(files))]
+    if label_from is None:
+        loose = [name for name in names if b"/" not in name]
+        if loose and len(loose) < len(names):
+            raise InputError(
+                f"{_text(loose[0])} lies outside of any class folder, {len(names) - len(loose)} other {what} in one.\n"
+                "Move it, or say --label-from none"
+            )
+        label_from = "none" if loose else "folder"
+    how, _, where = label_from.partition(":")
+    if label_from == "none":
+        return label_from, None
+    if label_from == "folder":
+        return label_from, _from_folders(names)
+    if how == "name" and where:
+        return label_from, _from_names(names, where)
+    if how == "csv" and where:
+        return f"csv:{Path(where).name}", _from_table(names, Path(where), what)
+    raise UsageError(f"--label-from: {unknown('way', label_from, LABELS)}")
+
+
+def _from_folders(names: list[bytes]) -> list[str]:
+    for name in names:
+        if b"/" not in name:
+            raise InputError(f"{_text(name)} lies in no folder that could be its label")
+    return [_text(name.split(b"/", 1)[0]) for name in names]
+
+
+def _from_names(names: list[bytes], regex: str) -> list[str]:
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise UsageError(f"--label-from name:{regex}: not a regular expression: {error}") from error
+    labels = []
+    for name in names:
+        text = _text(name)
+        match = pattern.search(text)
+        label = match[1 if pattern.groups else 0] if match else None
+        if not label:
+            raise InputError(f"{text}: no label in this name for --label-from name:{regex}")
+        labels.append(label)
+    return labels
+
+
+def _from_table(names: list[bytes], path: Path, what: str) -> list[str]:
+    table: dict[bytes, str] = {}
+    wanted = set(names)
+    example = None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != 2:
+                    raise InputError(f"{path}, line {rows.line_num}: expected file,label, got {len(row)} columns")
+                example = row[0]
+                name, label = row[0].removeprefix("./").encode(), row[1].strip()
+                if name not in wanted:
+                    continue
+                if not label:
+                    raise InputError(f"{path}, line {rows.line_num}: no label for {row[0]}")
+                if table.setdefault(name, label) != label:
+                    raise InputError(f"{path}, line {rows.line_num}: a second label, {label}, for {row[0]}")
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a table of file,label in UTF-8: {error}") from error
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise InputError(
+            f"{path} has no label for {len(missing)} of {len(names)} {what}. The first: {_text(missing[0])}\n"
+            f"Its first column must be paths relative to the folder of {what}; it has {example!r}"
+        )
+    return [table[name] for name in names]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")  # as JSON and terminals can't hold bytes that aren't UTF-8
+
+
+def numbered(names: Sequence[str]) -> tuple[Field, Index]:
+    """The field `label`, whose classes are the names sorted bytewise, and int64 `[files]`: the class of each."""
+    classes = tuple(sorted(set(names)))  # str sorts by code point, which is the order of its UTF-8 bytes
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.fromiter((number[name] for name in names), np.int64, len(names))
+    return Field("label", "int64", (), kind="label", classes=classes), labels
+
+
+def told_of(label_from: str, labels: Index | None) -> dict[str, Any]:
+    """What the manifest keeps of labels: a table that was edited makes another source, as no file tells of it."""
+    if labels is None or not label_from.startswith("csv:"):
+        return {"label_from": label_from}
+    return {"label_from": label_from, "labels_sha256": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()}
