@@ -13,7 +13,7 @@ LOCK := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types format bench clean
+.PHONY: help demo test lint types format bench torture clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | while read -r make name what; do \
@@ -41,6 +41,9 @@ format: $(VENV)/.installed ## let ruff put the code in order
 
 bench: $(VENV)/.installed ## the benchmarks (minutes)
 	$(PY) -m tests.benchmarks
+
+torture: $(VENV)/.installed ## kills, flips, memory … at full scale, with figures (half an hour)
+	$(PY) -m tests.torture
 
 clean: ## remove .venv, the demo's output and all caches
 	rm -rf $(VENV) build bigconv.egg-info out.h5 out.h5.rejects.jsonl
