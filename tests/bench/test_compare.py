@@ -25,11 +25,11 @@ from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.testing.cases import block
 
+timed = pytest.mark.timed  # holds clocks against one another: python -m pytest -m timed
+
 ROWS = Schema((Field("x", "uint8", (64,)), Field("y", "int64")))
 PACED = """
 import time
-
-pytestmark = pytest.mark.timed  # holds clocks against one another: python -m pytest -m timed
 due = 0.0
 def paced(seconds, row):
     '''A row every so many seconds: what the system is late by, the next row makes up for.'''
@@ -99,6 +99,7 @@ def test_no_baseline(tmp_path: Path, content: str) -> None:
         baseline.load(tmp_path / "none.json")
 
 
+@timed
 def test_a_loader_slowed_by_20_percent_fails_and_the_same_does_not(
     make_store: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_load_on_every_core_is_told_as_contended() -> None:
     assert any(line.startswith("contended: other processes used") for line in found.words())
 
 
+@timed
 def test_own_workers_are_no_contention() -> None:
     """Only an upper bound can be held on a shared machine: their second of CPU isn't counted as foreign."""
     context = multiprocessing.get_context("fork")

@@ -23,7 +23,7 @@ from bigconv.errors import InputError, SchemaError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.testing.cases import block
 
-pytestmark = pytest.mark.timed  # holds clocks against one another: python -m pytest -m timed
+timed = pytest.mark.timed  # holds clocks against one another: python -m pytest -m timed
 
 ROWS = Schema((Field("x", "uint8", (64,)), Field("y", "int64")))
 
@@ -70,6 +70,7 @@ def run(what: Subject, how: setting.Setting, seconds: float = 0.15, repeats: int
     return running.run
 
 
+@timed
 @pytest.mark.parametrize("how", [setting.processes(0), setting.processes(2), setting.threads(1), setting.threads(3)])
 def test_reported_rate_is_the_true_one(how: setting.Setting) -> None:
     """Sleep takes no core, so the truth holds on a busy machine, too."""
@@ -77,6 +78,7 @@ def test_reported_rate_is_the_true_one(how: setting.Setting) -> None:
     assert found.value == pytest.approx(max(how.workers, 1) / 0.005, rel=0.05)
 
 
+@timed
 def test_prefetched_batches_are_not_counted_as_speed() -> None:
     """A median of rates between batches would say the queue's speed: workers deliver in bursts while nobody asks."""
     running = measure.Running(subject(Priced(0.005), 8), setting.processes(2))
@@ -88,6 +90,7 @@ def test_prefetched_batches_are_not_counted_as_speed() -> None:
     assert stretch.samples / stretch.wall == pytest.approx(2 / 0.005, rel=0.07)
 
 
+@timed
 def test_steps_keep_an_accelerator_busy_or_not() -> None:
     class Sleepy(Priced):
         def __getitem__(self, i: int) -> torch.Tensor:
@@ -103,6 +106,7 @@ def test_steps_keep_an_accelerator_busy_or_not() -> None:
     assert slow.busy == pytest.approx(slow.rate.value / 8 * 0.02)
 
 
+@timed
 def test_model_tells_blocked_from_computing() -> None:
     for busy, blocked in ((False, 0.004), (True, 0.0)):
         found = run(subject(Priced(0.004, busy=busy), 8), setting.processes(0))
@@ -114,6 +118,7 @@ def test_model_tells_blocked_from_computing() -> None:
         assert costs.rate(setting.processes(8)) == pytest.approx(500 if busy else 2000, rel=0.2)
 
 
+@timed
 def test_sleeping_samples_earn_more_workers_than_cores() -> None:
     answer = bench_subjects([subject(Priced(0.004), 4)], Question(workers=4 * processes.cores(), seconds=2)).winner
     assert answer.advice.setting.workers == 4 * processes.cores()

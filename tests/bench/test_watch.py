@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from bigconv.bench import watch as module
 from bigconv.bench.watch import Waits, watch
 
-pytestmark = pytest.mark.timed  # holds clocks against one another: python -m pytest -m timed
+timed = pytest.mark.timed  # holds clocks against one another: python -m pytest -m timed
 
 
 class Sleepy(Dataset[torch.Tensor]):
@@ -29,6 +29,7 @@ class Sleepy(Dataset[torch.Tensor]):
         return torch.tensor([i])
 
 
+@timed
 def test_waiting_and_training_are_told_apart() -> None:
     loader = watch(DataLoader(Sleepy(40, 0.002), 4), quiet=True)
     for epoch in range(2):
@@ -46,6 +47,7 @@ def test_waiting_and_training_are_told_apart() -> None:
     assert "no worker prepares batches" in report["bottleneck"]
 
 
+@timed
 def test_fast_loading_is_no_bottleneck() -> None:
     loader = watch([torch.zeros(3, 2)] * 20, quiet=True)
     for _ in loader:
@@ -57,6 +59,7 @@ def test_fast_loading_is_no_bottleneck() -> None:
     assert report["stalls"] == 0
 
 
+@timed
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_and_their_efficiency(persistent: bool) -> None:
     class Busy(Sleepy):
@@ -134,6 +137,7 @@ def test_waits_keep_quantiles_in_constant_memory() -> None:
     assert waits.longest == 1e9
 
 
+@timed
 def test_under_one_percent_of_a_millisecond_step() -> None:
     """Of a loop whose batch and step take 1 ms together; by CPU time, as the machine may be shared."""
     batch = torch.zeros(256, 8)
