@@ -28,7 +28,7 @@ except SystemExit as done:
 """
 
 
-@pytest.mark.parametrize("args", ["'--help'", "'convert', '--help'", "'inspect', '--help'"])
+@pytest.mark.parametrize("args", ["'--help'", "'convert', '--help'", "'bench', '--help'", "'inspect', '--help'"])
 def test_help_is_light(args: str) -> None:
     assert not loaded_by(HELP.format(args=args)) & HEAVY
 
