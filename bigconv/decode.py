@@ -62,7 +62,7 @@ class DecodeError(InputError):
 def probe(data: bytes) -> tuple[int, int]:
     """Height and width of what `decode` returns, from the header alone. Raises `DecodeError`."""
     if data[:3] == _JPEG:
-        size = _jpeg_size(data)
+        size, _ = _jpeg_size(data)
         if size is not None:
             return size
     return _pillow_size(io.BytesIO(data))
@@ -70,20 +70,7 @@ def probe(data: bytes) -> tuple[int, int]:
 
 def probe_file(path: str | bytes) -> tuple[int, int]:
     """`probe` of a file, reading only what is needed. Raises `DecodeError` or `OSError`."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        head = os.read(fd, HEAD_BYTES)
-        if head[:3] == _JPEG:
-            size = _jpeg_size(head)
-            if size is not None:
-                return size
-        if len(head) < HEAD_BYTES:
-            return probe(head)
-        with open(fd, "rb", closefd=False) as file:
-            file.seek(0)
-            return probe(file.read()) if head[:3] == _JPEG else _pillow_size(file)
-    finally:
-        os.close(fd)
+    return Probe()(path)
 
 
 def decode(data: bytes, out: Array | None = None) -> Array:
@@ -157,16 +144,58 @@ def _decode_pillow(data: bytes) -> Array:
     return _turned(pixels, turn)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Size of a JPEG that stands upright; None where the header is out of reach or simplejpeg's."""
-    import simplejpeg
+class Probe:
+    """`probe_file` for many files: a header that is byte for byte that of an earlier file is not parsed again."""
 
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    _check_size(height, width)
-    return (width, height) if _jpeg_orientation(data) >= 5 else (height, width)
+    def __init__(self) -> None:
+        self._header = b""
+        self._size = (0, 0)
+
+    def __call__(self, path: str | bytes) -> tuple[int, int]:
+        """Height and width of what `decode` returns. Raises `DecodeError` or `OSError`."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head = os.read(fd, HEAD_BYTES)
+            if self._header and head.startswith(self._header):
+                return self._size
+            if head[:3] == _JPEG:
+                size, end = _jpeg_size(head)
+                if size is not None:
+                    self._header, self._size = head[:end], size
+                    return size
+            if len(head) < HEAD_BYTES:
+                return probe(head)
+            with open(fd, "rb", closefd=False) as file:
+                file.seek(0)
+                return probe(file.read()) if head[:3] == _JPEG else _pillow_size(file)
+        finally:
+            os.close(fd)
+
+
+def _jpeg_size(data: bytes) -> tuple[tuple[int, int] | None, int]:
+    """Size of a JPEG that stands upright, and where its header ends; no size where Pillow has to look.
+
+    Walks the segments once (ITU-T T.81, B.1.1): much quicker than libjpeg, as folders of millions of files are
+    looked through whole.
+    """
+    at, end, turn = 2, len(data) - 9, 0
+    size: tuple[int, int] | None = None
+    while at <= end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker == 0xDA:  # pixels start
+            if size is None or 0 in size:
+                break
+            _check_size(*size)
+            return (size[::-1] if turn >= 5 else size), at
+        if marker == 0xE1 and not turn and data[at + 4 : at + 10] == b"Exif\0\0":
+            turn = _orientation(data[at + 10 : at + 2 + (data[at + 2] << 8 | data[at + 3])])
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame: height, width
+            size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None, 0
 
 
 def _pillow_size(file: IO[bytes]) -> tuple[int, int]:

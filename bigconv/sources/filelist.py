@@ -39,6 +39,13 @@ class FileList:
     def path(self, i: int) -> str:
         return os.path.join(self.root, self.name(i))
 
+    def paths(self, start: int, stop: int) -> list[bytes]:
+        """Whole paths of files `start` to `stop - 1`."""
+        root = os.path.join(os.fsencode(self.root), b"") if self.root else b""
+        ends = self.ends[start:stop].tolist()
+        begin = int(self.ends[start - 1]) if start else 0
+        return [root + self.names[a:b] for a, b in zip([begin, *ends], ends, strict=False)]
+
     @classmethod
     def of(cls, root: Path, found: Iterable[tuple[bytes, os.stat_result]]) -> FileList:
         """From relative paths (bytes, with /) and their stat results, in any order."""

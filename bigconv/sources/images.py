@@ -106,7 +106,7 @@ class ImageFolder:
         image = self.schema["image"]
         room = None if image.ragged else np.empty((stop - start, *image.item_shape), np.uint8)
         encoded = image.kind == "encoded"
-        paths = self._paths(start, stop)
+        paths = self.files.paths(start, stop)
         sizes = self.files.sizes[start:stop].tolist()
         first, rows, held = start, [], 0  # files `first` to `i` are read and not yet yielded
         for i in range(start, stop):
@@ -140,12 +140,6 @@ class ImageFolder:
         if self.labels is not None:
             columns["label"] = self.labels[start:stop].copy()  # a step may write into the block
         return Block(self.schema, columns, origins(np.arange(start, stop)))
-
-    def _paths(self, start: int, stop: int) -> list[bytes]:
-        root = os.path.join(os.fsencode(self.files.root), b"")
-        ends = self.files.ends[start:stop].tolist()
-        begin = int(self.files.ends[start - 1]) if start else 0
-        return [root + self.files.names[a:b] for a, b in zip([begin, *ends], ends, strict=False)]
 
     def _reject(self, i: int, error: Exception) -> Reject:
         stage = "decode" if isinstance(error, decode.DecodeError) else "read"
@@ -182,11 +176,12 @@ def _common_size(files: FileList, workers: int) -> tuple[int, int] | None:
     sizes: set[tuple[int, int]] = set()
 
     def look(start: int) -> None:
-        for i in range(start, min(start + SPAN_FILES, len(files))):
+        probe = decode.Probe()
+        for path in files.paths(start, min(start + SPAN_FILES, len(files))):
             if len(sizes) > 1:
                 return  # already mixed: the others can't change that
             try:
-                sizes.add(decode.probe_file(files.path(i)))
+                sizes.add(probe(path))
             except (InputError, OSError):
                 continue  # becomes a reject when it is read
 
