@@ -146,7 +146,7 @@ def _find_sync_file_range() -> Callable[[int, int, int, int], Any]:
 
         found = ctypes.CDLL(None).sync_file_range
         found.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-        return found  # type: ignore[no-any-return]
+        return found
     except (ImportError, OSError, AttributeError, TypeError):  # not Linux
         return lambda *_: None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,6 @@ from bigconv.cli import options
 
 if TYPE_CHECKING:
     from bigconv.conversion.api import Request
-    from bigconv.conversion.plan import Plan
     from bigconv.conversion.run import Outcome
 
 
@@ -210,6 +209,7 @@ def command(
     text, audio, WebDataset tars, sparse rows, or any store.
     Steps run in the order typed.
     """
+    from bigconv.cli import outcome as outcome_text
     from bigconv.conversion.api import Request, available_cores
     from bigconv.conversion.run import Policy
     from bigconv.errors import UsageError
@@ -257,13 +257,13 @@ def command(
     if recipe is not None:
         request = request.replayed(recipe)
     if dry_run:
-        _show_plan(request, request.plan()[0], json)
+        outcome_text.show_plan(request, request.plan()[0], json)
         return
     outcome = _run(request, quiet, resume)
     if json:
-        _print_json(_outcome_json(outcome))
+        options.print_json(outcome_text.as_json(outcome))
     else:
-        _show_outcome(outcome)
+        outcome_text.show(outcome)
 
 
 def _run(request: Request, quiet: bool, resume: bool) -> Outcome:
@@ -278,95 +278,3 @@ def _run(request: Request, quiet: bool, resume: bool) -> Outcome:
         raise UsageError(f"--resume: there is no unfinished work for {request.dest}")
     with progress(plan.inputs, "rows", quiet) as step:
         return request.carry_out(plan, None, step)
-
-
-def _show_plan(request: Request, plan: Plan, as_json: bool) -> None:
-    from bigconv.cli import text
-    from bigconv.conversion.plan import free_space
-
-    estimate, free = plan.estimate(), free_space(request.dest)
-    if as_json:
-        _print_json(
-            {
-                "schema_version": 1,
-                "dest": str(request.dest),
-                "recipe": plan.recipe(),
-                "source": plan.source.describe(),
-                "rows": plan.inputs,
-                "spans": len(plan.spans),
-                "fields": plan.schema.to_json(),
-                "bytes_estimate": estimate,
-                "bytes_free": free,
-            }
-        )
-        return
-    from rich.markup import escape
-
-    from bigconv.cli.render import console, field_table
-
-    out = console()
-    out.print(
-        f"[bold]{escape(text.printable(str(request.dest)))}[/bold] would be a {plan.store.name} store of "
-        f"{_rows(plan)} from {plan.source.name}"
-    )
-    out.print(field_table(plan.schema, plan.store.describe(plan.schema)))
-    steps = " → ".join(step.name for step in plan.steps) or "none"
-    about = "depends on the rows' sizes" if estimate is None else text.size(estimate)
-    out.print(f"steps {steps} · data {about} · free {text.size(free)}")
-    if estimate is not None and estimate > free:
-        out.print("[red]There is not enough free space.[/red]")
-
-
-def _rows(plan: Plan) -> str:
-    from bigconv.cli import text
-
-    return "rows" if plan.inputs is None else text.plural(plan.inputs, "row")
-
-
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
-    manifest = outcome.manifest
-    return {
-        "schema_version": 1,
-        "dest": str(outcome.dest),
-        "status": outcome.status,
-        "store": manifest.store,
-        "rows": manifest.rows,
-        "rows_resumed": outcome.resumed_rows,
-        "rejects": outcome.rejects,
-        "bytes": outcome.bytes,
-        "seconds": round(outcome.seconds, 3),
-        "content_digest": manifest.content_digest,
-        "fields": manifest.schema.to_json(),
-    }
-
-
-def _show_outcome(outcome: Outcome) -> None:
-    from rich.markup import escape
-
-    from bigconv.cli import text
-    from bigconv.cli.render import console
-
-    manifest, seconds = outcome.manifest, max(outcome.seconds, 1e-9)
-    dest = text.printable(str(outcome.dest))
-    bold = f"[bold]{escape(dest)}[/bold]"
-    fields = ", ".join(repr(name) for name in manifest.schema.names) + ("," if len(manifest.schema) == 1 else "")
-    out = console()
-    if outcome.status == "unchanged":
-        out.print(f"{bold}: unchanged, skipped · {text.plural(manifest.rows, 'row')}")
-        return
-    resumed = f" ({text.count(outcome.resumed_rows)} from before)" if outcome.resumed_rows else ""
-    out.print(
-        f"{bold}: {text.plural(manifest.rows, 'row')}{resumed} · "
-        f"{text.plural(outcome.rejects, 'reject')} · {text.size(outcome.bytes)} · {seconds:.1f} s · "
-        f"{outcome.rows / seconds:,.0f} rows/s"
-    )
-    out.print(f"content digest {manifest.content_digest}", style="dim")
-    out.print("read it:")
-    out.print("  from bigconv.runtime import StoreDataset", markup=False, highlight=False)
-    out.print(f"  dataset = StoreDataset({dest!r}, fields=({fields}))", markup=False, highlight=False)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(document, indent=2))  # in ASCII: a path may hold bytes that no encoding of stdout can

@@ -28,3 +28,10 @@ class InOrder(TyperCommand):
 def steps(ctx: typer.Context) -> tuple[tuple[str, str], ...]:
     """Transforms as `(name, value)`, in the order typed."""
     return tuple(ctx.meta.get(_TYPED, ()))
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One document on stdout; in ASCII, as a path may hold bytes that no encoding of stdout can."""
+    import json
+
+    typer.echo(json.dumps(document, indent=2))

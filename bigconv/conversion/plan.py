@@ -84,12 +84,6 @@ class Plan:
         """Hex SHA-256; equal for the same sources and recipe."""
         return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
 
-    def estimate(self) -> int | None:
-        """Bytes of data to expect; None when rows differ in size and nothing tells by how much."""
-        if self.inputs is None or not self.rows_stay or any(f.ragged for f in self.schema):
-            return None
-        return self.inputs * sum(f.row_bytes for f in self.schema)
-
 
 def make_plan(
     source: Source,

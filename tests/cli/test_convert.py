@@ -183,9 +183,39 @@ def test_dry_run_changes_nothing(images: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_of_rows_that_vary(images: Path, tmp_path: Path) -> None:
-    """No estimate is better than a wrong one."""
+    """Their sizes are reckoned from rows that are made; the hint says what to do about it."""
     Image.new("RGB", (3, 3)).save(images / "cats" / "small.png")
-    assert json.loads(done(images, tmp_path / "out.h5", "--dry-run", "--json"))["bytes_estimate"] is None
+    document = json.loads(done(images, tmp_path / "out.h5", "--dry-run", "--json"))
+    data = 6 * 3 * 8 * 9 + 27 + 7 * 8
+    assert data <= document["bytes_estimate"] <= 1.3 * data
+    assert any("--resize" in hint for hint in document["hints"])
+
+
+@pytest.mark.parametrize("more", [[], ["--resize", "40"], ["--keep-encoded"]], ids=str)
+def test_dry_run_reckons_each_store_as_it_will_be(tmp_path: Path, more: list[str]) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        pixels = rng.integers(0, 256, (60, 60 + i % 3, 3), np.uint8)
+        Image.fromarray(pixels).save(raw / f"{i}.jpg", quality=70 + i % 7)
+    told = json.loads(done(raw, tmp_path / "out.h5", "--dry-run", "--json", *more))
+    assert told["rows"] == 300
+    assert 90 <= told["rows_sampled"] <= 300
+    assert next(iter(told["store_bytes_estimate"])) == "hdf5"
+    for name, extension in (("hdf5", "h5"), ("memmap", "mmap"), ("zarr", "zarr"), ("lmdb", "lmdb")):
+        dest = tmp_path / f"out.{extension}"
+        done(raw, dest, *more)
+        found = sum(p.stat().st_size for p in [dest, *dest.rglob("*")] if p.is_file())
+        assert 0.85 * found <= told["store_bytes_estimate"][name] <= 1.15 * found + 100_000, name
+
+
+def test_dry_run_tells_of_bad_inputs_and_of_functions(images: Path, tmp_path: Path) -> None:
+    (images / "cats" / "bad.png").write_bytes(b"no image")
+    (tmp_path / "f.py").write_text("def half(row):\n    return row if row['label'] else None\n")
+    told = json.loads(done(images, tmp_path / "o.h5", "--dry-run", "--json", "--map", f"{tmp_path / 'f.py'}:half"))
+    assert any("bad.png" in hint and "--max-rejects" in hint for hint in told["hints"])
+    assert told["rows"] == 3 or told["rows"] == 4, "of seven inputs, one bad and three dropped"
 
 
 @pytest.mark.parametrize("options", [["--label-from", "nonsense"], ["--dtype", "nonsense"], ["--to", "nonsense"]])

@@ -1,0 +1,112 @@
+"""What a conversion would do and what it did, as people and machines read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bigconv.cli import options, text
+from bigconv.cli.render import console, field_table
+
+if TYPE_CHECKING:
+    from bigconv.conversion.api import Request
+    from bigconv.conversion.estimate import Estimate
+    from bigconv.conversion.plan import Plan
+    from bigconv.conversion.run import Outcome
+
+
+def show_plan(request: Request, plan: Plan, as_json: bool) -> None:
+    """What `--dry-run` prints: fields, rows, bytes in each store, free space, hints."""
+    from bigconv.conversion.estimate import estimate
+    from bigconv.conversion.plan import free_space
+
+    reckoned, free = estimate(plan, request.policy.timeout, request.policy.workers > 0), free_space(request.dest)
+    if as_json:
+        options.print_json(
+            {
+                "schema_version": 1,
+                "dest": str(request.dest),
+                "recipe": plan.recipe(),
+                "source": plan.source.describe(),
+                "rows": reckoned.rows,
+                "spans": len(plan.spans),
+                "fields": plan.schema.to_json(),
+                "bytes_estimate": reckoned.data,
+                "store_bytes_estimate": reckoned.stores,
+                "rows_sampled": reckoned.sampled,
+                "bytes_free": free,
+                "hints": list(reckoned.hints),
+            }
+        )
+        return
+    from rich.markup import escape
+
+    out = console()
+    many = "rows, how many only reading tells," if reckoned.rows is None else text.plural(reckoned.rows, "row")
+    name = escape(text.printable(str(request.dest)))
+    out.print(f"[bold]{name}[/bold] would be a {plan.store.name} store of {many} from {plan.source.name}")
+    out.print(field_table(plan.schema, plan.store.describe(plan.schema)))
+    out.print(f"steps {' → '.join(step.name for step in plan.steps) or 'none'} · free {text.size(free)}")
+    if reckoned.data is not None:
+        _show_sizes(out, plan.store.name, reckoned)
+        if reckoned.stores[plan.store.name] > free:
+            out.print("[red]There is not enough free space.[/red]")
+    for hint in reckoned.hints:
+        out.print(f"hint: {text.printable(hint)}", markup=False, highlight=False)
+
+
+def _show_sizes(out: Any, chosen: str, reckoned: Estimate) -> None:
+    from rich.table import Table
+
+    assert reckoned.data is not None
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="dim")
+    table.add_column("about", no_wrap=True)
+    table.add_column("on disk", justify="right", no_wrap=True)
+    table.add_column("of the data", justify="right")
+    for name, nbytes in reckoned.stores.items():
+        share = f"{nbytes / max(1, reckoned.data):.2f}"
+        table.add_row(name, text.size(nbytes), share, style="bold" if name == chosen else "")
+    out.print(table)
+    rows = text.plural(reckoned.sampled, "row")
+    out.print(f"data {text.size(reckoned.data)}; sizes by {rows} made and measured", style="dim")
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """What `--json` prints of a conversion."""
+    manifest = outcome.manifest
+    return {
+        "schema_version": 1,
+        "dest": str(outcome.dest),
+        "status": outcome.status,
+        "store": manifest.store,
+        "rows": manifest.rows,
+        "rows_resumed": outcome.resumed_rows,
+        "rejects": outcome.rejects,
+        "bytes": outcome.bytes,
+        "seconds": round(outcome.seconds, 3),
+        "content_digest": manifest.content_digest,
+        "fields": manifest.schema.to_json(),
+    }
+
+
+def show(outcome: Outcome) -> None:
+    """The summary at the end, with the two lines of Python that read the result."""
+    from rich.markup import escape
+
+    manifest, seconds = outcome.manifest, max(outcome.seconds, 1e-9)
+    dest = text.printable(str(outcome.dest))
+    bold = f"[bold]{escape(dest)}[/bold]"
+    fields = ", ".join(repr(name) for name in manifest.schema.names) + ("," if len(manifest.schema) == 1 else "")
+    out = console()
+    if outcome.status == "unchanged":
+        out.print(f"{bold}: unchanged, skipped · {text.plural(manifest.rows, 'row')}")
+        return
+    resumed = f" ({text.count(outcome.resumed_rows)} from before)" if outcome.resumed_rows else ""
+    out.print(
+        f"{bold}: {text.plural(manifest.rows, 'row')}{resumed} · "
+        f"{text.plural(outcome.rejects, 'reject')} · {text.size(outcome.bytes)} · {seconds:.1f} s · "
+        f"{outcome.rows / seconds:,.0f} rows/s"
+    )
+    out.print(f"content digest {manifest.content_digest}", style="dim")
+    out.print("read it:")
+    out.print("  from bigconv.runtime import StoreDataset", markup=False, highlight=False)
+    out.print(f"  dataset = StoreDataset({dest!r}, fields=({fields}))", markup=False, highlight=False)
