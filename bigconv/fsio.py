@@ -298,6 +298,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def move(path: Path, to: Path) -> None:
+    """Rename within a folder, durably. Raises `OutputError`."""
+    with writing(to):
+        os.rename(path, to)
+        sync_folder(to.parent)
+
+
 def publish(work: Path, dest: Path) -> None:
     """Rename a durable `work` to `dest`, replacing a store that is there, and make that durable."""
     with writing(dest):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigconv import registry
+from bigconv.conversion import unpublished
 from bigconv.conversion.build import drop_leftovers
 from bigconv.conversion.destination import check_dest, unchanged
 from bigconv.conversion.options import exists, find_source, make_steps, recognise, replay
@@ -54,7 +55,11 @@ class Request:
         store = registry.store_for(self.dest, self.to)
         if self.overwrite + self.append + self.retry_rejects > 1:
             raise UsageError("--overwrite, --append and --retry-rejects exclude one another")
+        if self.retry_rejects and self.policy.restart:
+            raise UsageError("--retry-rejects keeps the rows that are there, --restart drops them: choose one")
         there = check_dest(self.dest, list(self.sources), self.overwrite)
+        if there is None and not self.retry_rejects:
+            unpublished.put_back(self.dest)
         names = dict(self.steps)
         if self.options.get("keep_encoded") and {"resize", "crop", "normalize", "layout"} & set(names):
             raise UsageError("--keep-encoded keeps image files as they are: no --resize, --crop, --normalize, --layout")
@@ -68,9 +73,15 @@ class Request:
             source, self.steps, self.fit, self.seed, self.policy.timeout, self.policy.workers > 0
         )
         plan = make_plan(source, steps, schema, store, self.limit, self._read(source))
+        if there is None and self.retry_rejects:
+            old, made_from = unpublished.unpublished(self.dest, plan)
+            again = retried(plan, old, made_from)
+            if again is None:
+                raise UsageError("--retry-rejects: no input of the unpublished rows was rejected")
+            return again, None
         if there is None:
-            if self.append or self.retry_rejects:
-                raise UsageError(f"{'--append' if self.append else '--retry-rejects'}: there is no {self.dest} yet")
+            if self.append:
+                raise UsageError(f"--append: there is no {self.dest} yet")
             return plan, None
         same = Outcome("unchanged", there.manifest, self.dest)
         if self.append or self.retry_rejects:
@@ -126,8 +137,13 @@ class Request:
     def carry_out(self, plan: Plan, done: Outcome | None, progress: Progress | None = None) -> Outcome:
         """What `plan` has found to be done."""
         if done is None:
-            return execute(plan, self.dest, self.policy, progress)
+            if self.policy.restart:
+                unpublished.drop(self.dest)
+            elif self.retry_rejects:
+                unpublished.begin_again(self.dest, plan.hash)
+            done = execute(plan, self.dest, self.policy, progress)
         drop_leftovers(self.dest, plan.hash)
+        unpublished.drop(self.dest)
         return done
 
 

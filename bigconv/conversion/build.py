@@ -25,6 +25,7 @@ from bigconv.stores.base import Store, StoreWriter
 from bigconv.view.opening import Opened, open_store
 from bigconv.view.table import StoreView
 
+PROVENANCE = "provenance"  # in DEST.partial: of work that is whole and wasn't published
 CHECKPOINT_SECONDS = 5.0  # at least; a checkpoint that takes long is followed by a longer stretch
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into checkpoints
 
@@ -139,6 +140,10 @@ class Build:
         else:
             fsio.remove(file)
         return file
+
+    def keep_unpublished(self) -> None:
+        """Note what made the rows, so that `--retry-rejects` can tell which inputs are missing."""
+        fsio.replace_file(self.folder / PROVENANCE, self._provenance().to_bytes())
 
     # -- finishing -----------------------------------------------------------------------------------------------
 

@@ -171,5 +171,3 @@ def _hints(plan: Plan, data: int, rows: int, stores: dict[str, int]) -> Iterator
         yield f"{', '.join(doubles)}: float64, twice what most training uses: --dtype float32"
     if stores[mine] > LARGE:
         yield "one large file is slow to copy and to check: --shard-size 1GB makes parts"
-
-

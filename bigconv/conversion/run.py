@@ -134,6 +134,7 @@ def _judge(build: Build, plan: Plan, policy: Policy) -> None:
         raise AssertionError(f"{inputs} inputs became {build.rows} rows and {build.rejects} rejects")
     if build.rejects > policy.allowed(inputs):
         file = build.keep_rejects()
+        build.keep_unpublished()
         raise FindingsError(
             f"{build.rejects:,} of {inputs:,} inputs can't be read, so nothing was published; all are in {file}:\n"
             f"{_first(build, 3)}\n"

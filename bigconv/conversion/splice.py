@@ -51,6 +51,7 @@ class Spliced:
     numbers: Index  # int64 [files of the source]: their numbers in `files`
     relabel: dict[str, Index]
     schema: Schema
+    held: str  # which rows the old store has: its content digest, or the hash of the plan that made it
 
     @property
     def inputs(self) -> int:
@@ -97,9 +98,8 @@ class Spliced:
             yield Block(self.schema, columns, origin)
 
     def describe(self) -> dict[str, Any]:
-        held = [s.manifest.content_digest for s in self.view.stores]
         segments = [[s.old, s.start, s.stop] for s in self.segments]
-        return {**self.work.source.describe(), "spliced": held, "segments": segments}
+        return {**self.work.source.describe(), "spliced": self.held, "segments": segments}
 
 
 def appended(plan: Plan, there: Opened) -> Plan | None:
@@ -108,6 +108,7 @@ def appended(plan: Plan, there: Opened) -> Plan | None:
     Raises `OutputError` when files have changed, `UsageError` for sources that aren't one row a file.
     """
     old = _old_files(plan, there, "--append")
+    held = there.manifest.content_digest
     files = plan.source.files
     known = {old.name(i): i for i in range(len(old.ends))}
     names = [files.name(i) for i in range(len(files))]
@@ -131,15 +132,16 @@ def appended(plan: Plan, there: Opened) -> Plan | None:
     numbers[fresh] = len(old.ends) + np.arange(len(fresh))
     segments = [Segment(True, 0, there.manifest.rows), *_runs(fresh)]
     schema, relabel = _merged_schema(there.manifest.schema, plan.schema)
-    return _spliced(plan, there, old, segments, merged, numbers, relabel, schema)
+    return _spliced(plan, there, old, segments, merged, numbers, relabel, schema, held)
 
 
-def retried(plan: Plan, there: Opened) -> Plan | None:
+def retried(plan: Plan, there: Opened, made_from: provenance.Provenance | None = None) -> Plan | None:
     """A plan that keeps all rows that are there and reads again the inputs that made none; None when all did.
 
-    The result is what converting everything anew would give.
+    `made_from`: of rows that were never published. The result is what converting everything anew would give.
     """
-    old = _old_files(plan, there, "--retry-rejects")
+    old = _old_files(plan, there, "--retry-rejects", made_from)
+    held = there.manifest.content_digest if made_from is None else there.manifest.plan
     files = plan.source.files
     if old.names != files.names or not np.array_equal(old.ends, files.ends):
         raise OutputError(f"{there.path}: --retry-rejects needs the same files; add new ones with --append")
@@ -164,7 +166,7 @@ def retried(plan: Plan, there: Opened) -> Plan | None:
     if row < there.manifest.rows:
         segments.append(Segment(True, row, there.manifest.rows))
     numbers = np.arange(len(files), dtype=np.int64)
-    return _spliced(plan, there, old, segments, files, numbers, {}, plan.schema)
+    return _spliced(plan, there, old, segments, files, numbers, {}, plan.schema, held)
 
 
 def _spliced(
@@ -176,17 +178,22 @@ def _spliced(
     numbers: Index,
     relabel: dict[str, Index],
     schema: Schema,
+    held: str,
 ) -> Plan:
     view = StoreView.of([there])
-    source = Spliced(view, old.runs, plan.work, tuple(segments), files, numbers, relabel, schema)
+    source = Spliced(view, old.runs, plan.work, tuple(segments), files, numbers, relabel, schema, held)
     return replace(plan, source=source, steps=(), schema=schema, spans=source.plan(), stands_for=plan)
 
 
-def _old_files(plan: Plan, there: Opened, option: str) -> provenance.Provenance:
+def _old_files(
+    plan: Plan, there: Opened, option: str, made_from: provenance.Provenance | None = None
+) -> provenance.Provenance:
     if plan.source.inputs is None or plan.source.inputs != len(plan.source.files) or plan.limit is not None:
         raise UsageError(f"{option} needs input with one row a file, such as a folder of images, and no --limit")
     if dict(there.manifest.recipe) != plan.recipe():
         raise OutputError(f"{there.path}: made by another recipe; {option} needs the same options")
+    if made_from is not None:
+        return made_from
     raw = there.store.attachment(there.path, provenance.NAME)
     if raw is None:
         raise OutputError(f"{there.path}: holds no provenance, so {option} can't tell which files it has")

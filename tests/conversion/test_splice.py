@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bigconv.errors import FindingsError, OutputError, UsageError
 from bigconv.testing import cases
 from bigconv.view.opening import open_store
 from bigconv.view.report import verify, whence
+from tests.torture._runs import contents
 
 SUFFIXES = (".h5", ".zarr", ".lmdb", ".mmap")
 
@@ -77,6 +79,59 @@ def test_retried_rejects_give_what_a_whole_conversion_gives(raw: Path, tmp_path:
     assert verify(open_store(dest)) == []
     assert whence(open_store(dest), 3) == whence(open_store(whole), 3)
     assert bigconv.convert(raw, dest, retry_rejects=True).rows == 6
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rejects_are_retried_before_anything_was_published(raw: Path, tmp_path: Path, suffix: str) -> None:
+    """The rows of the run that failed are taken over; the result is byte for byte that of a run without rejects."""
+    good = {name: (raw / "bb" / name).read_bytes() for name in ("0.png", "3.png", "5.png")}
+    times = {name: (raw / "bb" / name).stat().st_mtime_ns for name in good}
+    for name in good:
+        (raw / "bb" / name).write_bytes(b"no picture")
+    dest, whole = tmp_path / f"out{suffix}", tmp_path / f"whole{suffix}"
+    with pytest.raises(FindingsError, match="--retry-rejects"):
+        bigconv.convert(raw, dest, workers=0)
+
+    def mend(name: str) -> None:
+        (raw / "bb" / name).write_bytes(good[name])
+        os.utime(raw / "bb" / name, ns=(times[name], times[name]))
+
+    mend("3.png")
+    with pytest.raises(FindingsError, match=r"2 of 6"):
+        bigconv.convert(raw, dest, workers=0, retry_rejects=True)
+    assert not dest.exists()
+    mend("0.png")
+    mend("5.png")
+    made = bigconv.convert(raw, dest, workers=0, retry_rejects=True)
+    assert made.rows == 6
+    bigconv.convert(raw, whole, workers=0)
+    assert contents(dest) == contents(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([raw.name, dest.name, whole.name]), "nothing left over"
+
+
+def test_a_retry_that_is_given_up_leaves_the_first_run_to_go_on_with(raw: Path, tmp_path: Path) -> None:
+    (raw / "bb" / "3.png").write_bytes(b"no picture")
+    dest = tmp_path / "out.h5"
+    for more in ({}, {"retry_rejects": True}):
+        with pytest.raises(FindingsError):
+            bigconv.convert(raw, dest, workers=0, **more)
+    with pytest.raises(UsageError, match="choose one"):
+        bigconv.convert(raw, dest, workers=0, retry_rejects=True, restart=True)
+    assert bigconv.convert(raw, dest, workers=0, max_rejects=1, restart=True).rows == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([raw.name, "out.h5", "out.h5.rejects.jsonl"])
+
+
+def test_a_retry_of_other_options_is_refused(raw: Path, tmp_path: Path) -> None:
+    (raw / "bb" / "3.png").write_bytes(b"no picture")
+    dest = tmp_path / "out.h5"
+    with pytest.raises(UsageError, match="there is no"):
+        bigconv.convert(raw, dest, workers=0, retry_rejects=True)
+    with pytest.raises(FindingsError):
+        bigconv.convert(raw, dest, workers=0)
+    with pytest.raises(OutputError, match="another recipe"):
+        bigconv.convert(raw, dest, workers=0, retry_rejects=True, dtype="float32")
+    assert bigconv.convert(raw, dest, workers=0, max_rejects="50%").rows == 5, "goes on from the first run"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([raw.name, "out.h5", "out.h5.rejects.jsonl"])
 
 
 def test_refusals(raw: Path, tmp_path: Path) -> None:
