@@ -5,6 +5,7 @@ JOBS ?= 2
 ARGS ?=
 
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP_INSTALL := $(PY) -m pip install -c constraints.txt
@@ -13,11 +14,11 @@ LOCK := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types format bench torture clean
+.PHONY: help demo test test-lowest lint types format bench torture clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | while read -r make name what; do \
-		printf '  %s %-8s %s\n' "$$make" "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' Makefile | while read -r make name what; do \
+		printf '  %s %-11s %s\n' "$$make" "$$name" "$$what"; done
 
 demo: $(VENV)/.demo ## images -> out.h5 -> one shuffled epoch of batches
 	$(BIN)/bigconv convert sample_data/images out.h5 --resize 64 --overwrite
@@ -26,6 +27,9 @@ demo: $(VENV)/.demo ## images -> out.h5 -> one shuffled epoch of batches
 
 test: lint types ## linters, types, import contracts, tests
 	$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+test-lowest: $(LOWEST)/.installed ## tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/.installed ## ruff and import contracts
 	$(BIN)/ruff check .
@@ -42,11 +46,11 @@ format: $(VENV)/.installed ## let ruff put the code in order
 bench: $(VENV)/.installed ## the benchmarks (minutes)
 	$(PY) -m tests.benchmarks
 
-torture: $(VENV)/.installed ## kills, flips, memory … at full scale, with figures (half an hour)
+torture: $(VENV)/.installed ## kills, power cuts, flips … at full scale, with figures (hours)
 	$(PY) -m tests.torture
 
-clean: ## remove .venv, the demo's output and all caches
-	rm -rf $(VENV) build bigconv.egg-info out.h5 out.h5.rejects.jsonl
+clean: ## remove what was installed and made, and all caches
+	rm -rf $(VENV) $(LOWEST) build bigconv.egg-info out.h5 out.h5.rejects.jsonl
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find bigconv tests sample_data -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -68,3 +72,9 @@ $(VENV)/.demo: $(LOCK) | $(VENV)/.made
 $(VENV)/.installed: $(LOCK) | $(VENV)/.made
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $(VENV)/.demo $@
+
+$(LOWEST)/.installed: $(LOCK) tests/lowest.py | $(VENV)/.made
+	$(PYTHON) -m venv --clear --without-pip $(LOWEST)
+	$(PY) tests/lowest.py >$(LOWEST)/versions.txt
+	$(PY) -m pip --python $(LOWEST)/bin/python install -r $(LOWEST)/versions.txt -e '.[all,video]'
+	@touch $@

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bigconv.bench.watch import watch
     from bigconv.block import Block, Ragged
     from bigconv.conversion.api import convert
+    from bigconv.conversion.shard import shard
     from bigconv.errors import BigconvError
     from bigconv.manifest import Manifest
     from bigconv.schema import Field, Schema
@@ -31,6 +32,7 @@ _HOMES = {
     "StoreView": "bigconv.view.table:StoreView",
     "convert": "bigconv.conversion.api:convert",
     "open": "bigconv.view.table:open_view",
+    "shard": "bigconv.conversion.shard:shard",
     "watch": "bigconv.bench.watch:watch",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "batched",
     "convert",
     "open",
+    "shard",
     "watch",
 ]
 

@@ -144,6 +144,44 @@ def _decode_pillow(data: bytes) -> Array:
     return _turned(pixels, turn)
 
 
+def probe_mask(data: bytes) -> tuple[int, int, str]:
+    """Height, width and dtype of what `decode_mask` returns, from the header alone. Raises `DecodeError`."""
+    kind, image = _open(io.BytesIO(data))
+    dtype = _mask_dtype(kind, image.mode)
+    height, width = _pillow_size(io.BytesIO(data))
+    return height, width, dtype
+
+
+def decode_mask(data: bytes) -> Array:
+    """Integers of a mask, `[height, width]`: numbers of a palette's colours (uint8), grey values as they are (uint8,
+    uint16 or int32), 0 and 1 of black and white (uint8).
+
+    Nothing is scaled and nothing blended. It is turned as EXIF says. Raises `DecodeError`, also for colours.
+    """
+    kind, image = _open(io.BytesIO(data))
+    dtype = _mask_dtype(kind, image.mode)
+    try:
+        if kind == "TIFF" and image.n_frames > 1:
+            raise DecodeError(f"a TIFF of {image.n_frames} pages is a volume, not a mask")
+        image.load()
+        mask = np.array(image.getchannel(0) if image.mode == "LA" else image).astype(dtype)
+    except DecodeError:
+        raise
+    except Exception as error:  # noqa: BLE001  as in _decode_pillow
+        _fail(kind, error)
+    if kind == "TIFF":  # Pillow turns these itself
+        return mask
+    return _turned(mask, _jpeg_orientation(data) if kind == "JPEG" else _orientation(image.info.get("exif", b"")))
+
+
+def _mask_dtype(kind: str, mode: str) -> str:
+    if mode in ("1", "L", "P", "LA"):
+        return "uint8"
+    if mode.startswith("I"):
+        return "int32" if mode == "I" else "uint16"
+    raise DecodeError(f"{kind} of mode {mode}: a mask has one number a pixel, not colours")
+
+
 class Probe:
     """`probe_file` for many files: a header that is byte for byte that of an earlier file is not parsed again."""
 
@@ -217,7 +255,7 @@ def _pillow_size(file: IO[bytes]) -> tuple[int, int]:
 def _open(file: IO[bytes]) -> tuple[str, Any]:
     """Format and lazily opened Pillow image. By the plug-in, as `Image.open` would only warn about a bomb."""
     head = file.read(16)
-    kind = _format(head)
+    kind = format_of(head)
     if kind is None:
         raise DecodeError("an empty file" if not head else f"not an image: starts with {head!r}")
     module, name = _PLUGINS[kind]
@@ -236,7 +274,8 @@ def _open(file: IO[bytes]) -> tuple[str, Any]:
     return kind, image
 
 
-def _format(head: bytes) -> str | None:
+def format_of(head: bytes) -> str | None:
+    """Name of the image format that bytes begin like (16 of them tell); None for none."""
     if head.startswith(_JPEG):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -322,7 +361,7 @@ def _turned(pixels: Array, turn: int) -> Array:
     if turn == 1:
         return pixels
     if turn >= 5:
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if turn in (2, 3, 6, 7):

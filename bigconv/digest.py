@@ -48,6 +48,11 @@ class Digests:
     def block(self, field: str, number: int) -> bytes:
         return self.tables[field][number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
 
+    def whole(self) -> dict[str, bytes]:
+        """The tables without the last block, if that is shorter than the others."""
+        end = self.rows // self.block_rows * DIGEST_BYTES
+        return {name: table[:end] for name, table in self.tables.items()}
+
     def content(self, schema: Schema) -> str:
         """Hex SHA-256: equal for equal samples in equal order, whatever the store."""
         head = {
@@ -103,6 +108,29 @@ class Digester:
         if self._rows % self._block_rows:
             self._cut()
         return Digests(self._rows, self._block_rows, {name: bytes(table) for name, table in self._tables.items()})
+
+
+class InnerDigester:
+    """Canonical blocks of a larger table that lie wholly in a run of its rows, which begins at row `start`.
+
+    Other runs hold the rest of the blocks at its ends: those are hashed where both sides are there.
+    """
+
+    def __init__(self, schema: Schema, start: int) -> None:
+        self._digester = Digester(schema)
+        self._skip = -start % block_rows(schema)
+
+    def update(self, block: Block) -> None:
+        if self._skip:
+            before = min(self._skip, len(block))
+            self._skip -= before
+            block = block.slice(before, len(block))
+        if len(block):
+            self._digester.update(block)
+
+    def finish(self) -> dict[str, bytes]:
+        """Field → DIGEST_BYTES bytes a whole block."""
+        return self._digester.finish().whole()
 
 
 def block_digest(block: Block) -> bytes:

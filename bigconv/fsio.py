@@ -20,7 +20,7 @@ from typing import Any
 
 import xxhash
 
-from bigconv.errors import OutputError
+from bigconv.errors import BigconvError, OutputError
 
 COPY_BYTES = 8 << 20  # 8 MiB a call: past this a copy no longer gets faster
 BEHIND_BYTES = 16 << 20  # 16 MiB: what is written is given to the disk at once, so that a later fsync finds little
@@ -35,6 +35,7 @@ class AppendFile:
         """Open for appending after the first `keep` bytes; what follows them is cut off."""
         self.path = path
         with writing(path):
+            self._named = path.exists()  # whether its name needs no fsync any more
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             size = os.fstat(self._fd).st_size
             if size < keep:
@@ -65,8 +66,12 @@ class AppendFile:
             os.lseek(self._fd, self._size, os.SEEK_SET)
 
     def sync(self) -> None:
+        """Make the bytes durable, and the name of a new file: without it the bytes are lost with the power."""
         with writing(self.path):
             _fsync(self._fd)
+            if not self._named:
+                sync_folder(self.path.parent)
+                self._named = True
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -79,7 +84,8 @@ class PatchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        with writing(path):
+            self._fd = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         self._written = 0  # bytes since they were last given to the disk
 
     def write_at(self, offset: int, data: Buffer) -> None:
@@ -183,10 +189,11 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an `OSError` of a write into an `OutputError` that says what to do."""
     try:
         yield
-    except OutputError:
+    except (BigconvError, ConnectionError):
         raise
     except OSError as error:
-        raise OutputError(f"{path}: {_why(error.errno, str(error))}") from error
+        where = error.filename if isinstance(error.filename, (str, os.PathLike)) else path
+        raise OutputError(f"{where}: {_why(error.errno, str(error))}") from error
 
 
 def _why(code: int | None, text: str) -> str:
@@ -337,7 +344,10 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 class Lock:
-    """An exclusive lock on a file, held by this process until released or dead."""
+    """An exclusive lock on a file, held by this process until released or dead.
+
+    It makes the name of its folder durable, so that work in the folder is still found after a power cut.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -358,6 +368,11 @@ class Lock:
         if not path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
             self._file.close()  # the one before has just finished and removed the folder
             raise OutputError(f"{path.parent}: another bigconv was writing here; run the command again")
+        try:
+            sync_folder(path.parent.parent)
+        except OutputError:
+            self._file.close()
+            raise
 
     def release(self) -> None:
         self._file.close()

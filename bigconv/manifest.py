@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as default
 from typing import Any
@@ -62,34 +63,17 @@ class Manifest:
             "files": {name: list(entry) for name, entry in self.files.items()},
             "plan": self.plan,
         }
-        body["checksum"] = _checksum(body)
-        return canonical(body)
+        return sealed(body)
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str) -> Manifest:
         """Parse and check. Raises `IncompleteStore` for a damaged manifest, `LaterVersion` for a later one."""
-        if len(raw) > MAX_BYTES:
-            raise IncompleteStore(f"{where}: the manifest has {len(raw)} bytes, more than {MAX_BYTES}")
-        try:
-            body = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_constant)
-            if not isinstance(body, dict) or body.get("format") != FORMAT:
-                raise ValueError("not a bigconv manifest")
-            version = body["version"]
-            if count(version) < 1:
-                raise ValueError(f"version {version!r}")
-            if version > VERSION:
-                raise LaterVersion(
-                    f"{where}: written in format version {version}; this bigconv reads up to {VERSION}.\n"
-                    "Upgrade it: pip install --upgrade bigconv"
-                )
-            if body.pop("checksum", None) != _checksum(body):
-                raise ValueError("its checksum does not fit: damaged or edited")
+        with parsing(where):
+            body = unsealed(raw, where, FORMAT, VERSION)
             manifest = cls._from_body(body)
             if manifest.content_digest != body["content_digest"]:
                 raise ValueError("the content digest does not fit the digests")
             return manifest
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise IncompleteStore(f"{where}: the manifest can't be read: {error}") from error
 
     @classmethod
     def _from_body(cls, body: dict[str, Any]) -> Manifest:
@@ -107,12 +91,46 @@ class Manifest:
             rows=rows,
             store=str(body["store"]),
             digests=digests,
-            source=_mapping(body["source"]),
-            recipe=_mapping(body["recipe"]),
+            source=mapping(body["source"]),
+            recipe=mapping(body["recipe"]),
             bigconv_version=str(body["bigconv_version"]),
             files=files,
             plan=str(body["plan"]),
         )
+
+
+def sealed(body: dict[str, Any]) -> bytes:
+    """Canonical JSON of a manifest, with a checksum of itself."""
+    return canonical({**body, "checksum": _checksum(body)})
+
+
+@contextmanager
+def parsing(where: str) -> Iterator[None]:
+    """What is wrong with a manifest, as an `IncompleteStore` that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IncompleteStore(f"{where}: the manifest can't be read: {error!s:.500}") from error
+
+
+def unsealed(raw: bytes, where: str, form: str, newest: int) -> dict[str, Any]:
+    """The object in a manifest of format `form`, its checksum checked; within `parsing`. Raises `LaterVersion`."""
+    if len(raw) > MAX_BYTES:
+        raise IncompleteStore(f"{where}: the manifest has {len(raw)} bytes, more than {MAX_BYTES}")
+    body = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_constant)
+    if not isinstance(body, dict) or body.get("format") != form:
+        raise ValueError(f"not a {form} manifest")
+    version = body["version"]
+    if count(version) < 1:
+        raise ValueError(f"version {version!r}")
+    if version > newest:
+        raise LaterVersion(
+            f"{where}: written in format version {version}; this bigconv reads up to {newest}.\n"
+            "Upgrade it: pip install --upgrade bigconv"
+        )
+    if body.pop("checksum", None) != _checksum(body):
+        raise ValueError("its checksum does not fit: damaged or edited")
+    return body
 
 
 def canonical(body: Mapping[str, Any]) -> bytes:
@@ -140,7 +158,7 @@ def count(value: object) -> int:
     return value
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def mapping(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, got {value!r:.80}")
     return value

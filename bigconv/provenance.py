@@ -7,7 +7,7 @@ folder of images is one run, a table of a million lines another. Layout in docs/
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class Provenance:
     """The files that were read and the rows that they made.
 
     `names`: relative paths, joined; `ends`: int64 `[files]`, where each ends in it; `sizes`: int64 `[files]`, bytes;
-    `mtimes`: int64 `[files]`, ns; `runs`: int64 `[runs, 5]`.
+    `mtimes`: int64 `[files]`, ns; `runs`: int64 `[runs, 5]`; `digests`: int64 `[files, 2]`, xxh3-128 of each file's
+    bytes, upper half first, 0 where it isn't known; `[0, 2]` where none is: files that are read in pieces have none.
     """
 
     names: bytes
@@ -79,10 +80,11 @@ class Provenance:
     sizes: Index
     mtimes: Index
     runs: Index
+    digests: Index = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def to_bytes(self) -> bytes:
         head = np.array([len(self.ends), len(self.names), len(self.runs)], "<i8")
-        tables = (head, self.ends, self.sizes, self.mtimes, self.runs)
+        tables = (head, self.ends, self.sizes, self.mtimes, self.runs, self.digests)
         return _MAGIC + b"".join(np.ascontiguousarray(t, "<i8").tobytes() for t in tables) + self.names
 
     @classmethod
@@ -93,17 +95,43 @@ class Provenance:
             raise IncompleteStore(f"{where}: the provenance table can't be read")
         files, names, runs = (int(n) for n in np.frombuffer(raw, "<i8", 3, at))
         at += 24
-        if min(files, names, runs) < 0 or len(raw) != at + 8 * (3 * files + RUN_COLUMNS * runs) + names:
+        rest = len(raw) - at - 8 * (3 * files + RUN_COLUMNS * runs) - names  # digests of all files, or none
+        if min(files, names, runs) < 0 or rest not in (0, 16 * files):
             raise IncompleteStore(f"{where}: the provenance table is cut short or damaged")
         numbers = np.frombuffer(raw, "<i8", 3 * files + RUN_COLUMNS * runs, at)
+        digests = np.frombuffer(raw, "<i8", rest // 8, at + numbers.nbytes).reshape(-1, 2)
         ends, sizes, mtimes = numbers[: 3 * files].reshape(3, files)
-        found = cls(raw[len(raw) - names :], ends, sizes, mtimes, numbers[3 * files :].reshape(runs, RUN_COLUMNS))
+        table = numbers[3 * files :].reshape(runs, RUN_COLUMNS)
+        found = cls(raw[len(raw) - names :], ends, sizes, mtimes, table, digests)
         low = found.runs[:, 1] + np.minimum(0, (found.runs[:, 0] - 1) * found.runs[:, 2])
         high = found.runs[:, 1] + np.maximum(0, (found.runs[:, 0] - 1) * found.runs[:, 2])
         rising = files == 0 or (ends[0] >= 0 and (np.diff(ends) >= 0).all() and ends[-1] == names)
         if not rising or (runs and (low.min() < 0 or high.max() >= files or found.runs[:, 0].min() < 1)):
             raise IncompleteStore(f"{where}: the provenance table is damaged")
         return found
+
+    def narrowed(self, first: int, last: int) -> Provenance:
+        """The same with fewer files: `first` to `last` (exclusive), and those between files that made rows."""
+        low, high = first, last
+        if len(self.runs):
+            ends = self.runs[:, 1] + (self.runs[:, 0] - 1) * self.runs[:, 2]
+            used = int(min(self.runs[:, 1].min(), ends.min())), int(max(self.runs[:, 1].max(), ends.max())) + 1
+            low, high = (min(low, used[0]), max(high, used[1])) if last > first else used
+        if high <= low or not len(self.ends):
+            return self
+        begin = int(self.ends[low - 1]) if low else 0
+        runs = self.runs.copy()
+        runs[:, 1] -= low
+        names = self.names[begin : int(self.ends[high - 1])]
+        some = slice(low, high)
+        return Provenance(names, self.ends[some] - begin, self.sizes[some], self.mtimes[some], runs, self.digests[some])
+
+    def digest(self, file: int) -> str | None:
+        """xxh3-128 of a file's bytes, hex; None where it isn't known."""
+        if not len(self.digests) or not self.digests[file].any():
+            return None
+        raw: bytes = self.digests[file].astype(">i8").tobytes()
+        return raw.hex()
 
     def name(self, file: int) -> str:
         """Relative path of a file, with /."""

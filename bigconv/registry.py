@@ -37,15 +37,17 @@ def _head(path: Path, n: int) -> bytes:
         return b""
 
 
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
 def is_hdf5(path: Path) -> bool:
     """The signature stands at byte 0, or at 512 · 2ⁿ behind a user block (HDF5 format, II.A)."""
     if not path.is_file():
         return False
-    signature = b"\x89HDF\r\n\x1a\n"
     with open(path, "rb") as file:
         for offset in (0, 512, 1024, 2048):
             file.seek(offset)
-            if file.read(8) == signature:
+            if file.read(8) == HDF5_SIGNATURE:
                 return True
     return False
 
@@ -58,6 +60,13 @@ def is_lmdb(path: Path) -> bool:
 
 def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def is_dataset(path: Path) -> bool:
+    """A sharded directory: a folder whose manifest says so."""
+    file = path / "manifest.json"
+    # its quotes would be escaped inside a JSON string, so this can't be part of a name or a class
+    return path.is_dir() and file.is_file() and b'"format":"bigconv-dataset"' in file.read_bytes()
 
 
 def is_memmap(path: Path) -> bool:
@@ -75,6 +84,10 @@ STORES = {
 ALIASES = {"h5": "hdf5", "mmap": "memmap", "npy": "memmap"}
 SOURCES = {
     "store": Entry("bigconv.sources.store:StoreSource"),
+    "hdf5": Entry("bigconv.sources.hdf5:ForeignHdf5", (".h5", ".hdf5", ".he5", ".hdf"), takes="both"),
+    "zarr": Entry("bigconv.sources.zarr:ForeignZarr"),
+    "lmdb": Entry("bigconv.sources.lmdb:ForeignLmdb"),
+    "joined": Entry("bigconv.sources.joined:Joined", takes="folder"),
     "images": Entry(
         "bigconv.sources.images:ImageFolder",
         (
@@ -98,6 +111,16 @@ SOURCES = {
         extra="audio",
         takes="both",
     ),
+    "tiff": Entry("bigconv.sources.tiff:Tiff", (".tif", ".tiff", ".btf", ".tf8", ".lsm"), extra="tiff", takes="both"),
+    "geotiff": Entry("bigconv.sources.geotiff:GeoTiff", (".tif", ".tiff"), extra="geo", takes="both"),
+    "dicom": Entry("bigconv.sources.dicom:Dicom", (".dcm", ".dicom", ".ima"), extra="dicom", takes="both"),
+    "nifti": Entry("bigconv.sources.nifti:Nifti", (".nii", ".nii.gz"), extra="nifti", takes="both"),
+    "video": Entry(
+        "bigconv.sources.video:Video",
+        (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".flv", ".wmv", ".3gp"),
+        extra="video",
+        takes="both",
+    ),
     "array-folder": Entry("bigconv.sources.array_folder:ArrayFolder", (".npy", ".npz"), takes="folder"),
 }
 TRANSFORMS = {
@@ -108,6 +131,9 @@ TRANSFORMS = {
     "normalize": Entry("bigconv.transforms.normalize:Normalize"),
     "map": Entry("bigconv.transforms.map:Map"),
     "filter": Entry("bigconv.transforms.filter:Filter"),
+    "select": Entry("bigconv.transforms.select:Select"),
+    "rename": Entry("bigconv.transforms.rename:Rename"),
+    "sparse": Entry("bigconv.transforms.sparse:ToSparse"),
 }
 _KINDS = {"store": STORES, "source": SOURCES, "transform": TRANSFORMS}
 
@@ -169,8 +195,13 @@ def store_for(path: Path, name: str | None = None) -> str:
     )
 
 
+DATASET = "dataset"  # what `recognise` calls a sharded directory, whose parts are stores
+
+
 def recognise(path: Path) -> str | None:
-    """Name of the store that an existing path holds, by content; None when it is none."""
+    """Name of the store that an existing path holds, by content, or `DATASET`; None when it is none."""
+    if is_dataset(path):
+        return DATASET
     for store, entry in STORES.items():
         if entry.magic is not None and entry.magic(path):
             return store

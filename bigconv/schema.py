@@ -29,8 +29,8 @@ DTYPES = (
     "complex64",
     "complex128",
 )
-#: What the bytes of a column mean. `text` is UTF-8, `encoded` an image file as it is on disk.
-KINDS = ("array", "image", "label", "text", "bytes", "encoded", "tokens", "audio", "video", "volume")
+#: What the bytes of a column mean. `text` is UTF-8, `encoded` an image file as it is on disk, `mask` a class a pixel.
+KINDS = ("array", "image", "mask", "label", "text", "bytes", "encoded", "tokens", "audio", "video", "volume")
 
 MAX_AXES = 31  # HDF5 allows 32, one of which is the row
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\\ud800-\udfff]{1,200}")

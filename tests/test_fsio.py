@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bigconv import fsio
-from bigconv.errors import OutputError
+from bigconv.errors import IncompleteStore, OutputError
 
 
 def test_append_grows_and_tells(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from bigconv import fsio
-from bigconv.errors import OutputError
+from bigconv.errors import IncompleteStore, OutputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 path = Path(sys.argv[1])
@@ -248,3 +248,43 @@ def test_files_below(tmp_path: Path) -> None:
     found = fsio.files_below(tmp_path)
     assert list(found.items()) == [("B", 1), ("a.txt", 0), ("b/a/z", 2), ("b/é", 3)]
     assert fsio.files_below(tmp_path / "nothing") == {}
+
+
+def test_sync_makes_the_name_of_a_new_file_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: later syncs of it, and those of a file that was there, are of its bytes alone."""
+    synced: list[str] = []
+    original = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
+        original(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc to tell what a descriptor is of")
+    for expected in (["file", "folder", "file"], ["file", "file"]):
+        synced.clear()
+        file = fsio.AppendFile(tmp_path / "x")
+        file.sync()
+        file.sync()
+        file.close()
+        assert synced == expected
+
+
+def test_the_name_of_a_locked_folder_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr(fsio, "sync_folder", folders.append)
+    (tmp_path / "work").mkdir()
+    fsio.Lock(tmp_path / "work" / "lock").release()
+    assert folders == [tmp_path]
+
+
+def test_an_error_names_the_file_that_it_is_about(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"inner: No such file") as caught, fsio.writing(tmp_path / "outer"):
+        os.rename(tmp_path / "inner", tmp_path / "x")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_an_error_of_bigconv_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(IncompleteStore, match="damaged"), fsio.writing(tmp_path / "outer"):
+        raise IncompleteStore("damaged")

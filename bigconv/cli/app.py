@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from bigconv.cli import bench, convert, inspect, options
+from bigconv.cli import bench, convert, inspect, options, shard
 
 app = typer.Typer(
     name="bigconv",
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert", cls=options.InOrder)(convert.command)
+app.command("shard")(shard.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
 

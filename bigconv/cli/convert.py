@@ -26,21 +26,58 @@ def command(
     to: Annotated[
         str | None, typer.Option("--to", help="Store: memmap, hdf5, lmdb, zarr (else by DEST's extension).")
     ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            help="Files joined on their stems, such as image=images/*.jpg and mask=masks/*.png.",
+            metavar="NAME=GLOB",
+            rich_help_panel="Fields",
+        ),
+    ] = None,
     label_from: Annotated[
         str | None,
         typer.Option(
             "--label-from", help="Labels of images: folder | name:REGEX | csv:FILE | none.", rich_help_panel="Fields"
         ),
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes",
+            help="Classes of labels: a file, one a line, or a store that has them.",
+            rich_help_panel="Fields",
+        ),
+    ] = None,
     keep_encoded: Annotated[
         bool, typer.Option("--keep-encoded", help="Store image files as they are.", rich_help_panel="Fields")
     ] = False,
+    keep_path: Annotated[
+        bool, typer.Option("--keep-path", help="The file of each row as a field, path.", rich_help_panel="Fields")
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow links that lead out of SOURCE.", rich_help_panel="Fields")
+    ] = False,
+    rows: Annotated[
+        bool,
+        typer.Option("--rows", help="A folder of arrays: one sample a row, not a file.", rich_help_panel="Fields"),
+    ] = False,
     axis: Annotated[
-        int, typer.Option("--axis", help="Axis of arrays along which rows lie.", rich_help_panel="Fields")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--axis",
+            help="Axis of arrays (default: 0) or NIfTI volumes along which rows lie.",
+            rich_help_panel="Fields",
+        ),
+    ] = None,
     columns: Annotated[
         str | None,
-        typer.Option("--columns", help="Columns of a table, in this order.", metavar="A,B", rich_help_panel="Fields"),
+        typer.Option(
+            "--columns",
+            help="Columns of a table, datasets of HDF5 or Zarr, in this order.",
+            metavar="A,B",
+            rich_help_panel="Fields",
+        ),
     ] = None,
     pack: Annotated[
         list[str] | None,
@@ -89,6 +126,22 @@ def command(
     ] = None,
     resample: Annotated[
         int | None, typer.Option("--resample", metavar="HZ", help="One rate for all audio.", rich_help_panel="Fields")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option("--tile", metavar="PIXELS", help="Cut GeoTIFFs into squares.", rich_help_panel="Fields"),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", metavar="PIXELS", help="That tiles share with the next.", rich_help_panel="Fields"),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", metavar="N", help="Frames a second taken of a video.", rich_help_panel="Fields"),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", metavar="N", help="Frames a row: cuts videos into clips.", rich_help_panel="Fields"),
     ] = None,
     index_base: Annotated[
         int | None,
@@ -157,6 +210,30 @@ def command(
             rich_help_panel="Steps, in the order typed",
         ),
     ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--select",
+            help="Fields to keep, in this order.",
+            metavar="A,B",
+            rich_help_panel="Steps, in the order typed",
+        ),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename", help="Another name for a field.", metavar="OLD=NEW", rich_help_panel="Steps, in the order typed"
+        ),
+    ] = None,
+    sparse: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sparse",
+            help="A field of mostly zeros as indices and values.",
+            metavar="FIELD",
+            rich_help_panel="Steps, in the order typed",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -168,7 +245,33 @@ def command(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Take steps and options from a store, or from its recipe as JSON.")
     ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(
+            "--compress", help="none (default) | lz4 | zstd[:1-9].", metavar="CODEC", rich_help_panel="Storage"
+        ),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk", help="Rows a chunk (Zarr, compressed HDF5).", metavar="N", rich_help_panel="Storage"),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            "--shard-size",
+            help="Bytes of data a part: DEST is a folder of parts.",
+            metavar="256MB",
+            rich_help_panel="Storage",
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", help="The same by the number of parts.", metavar="K", rich_help_panel="Storage"),
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes that decode (default: cores).")] = None,
+    engine: options.Engine = "local",
+    rank: options.Rank = None,
+    finalize: options.Finalize = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, convert nothing.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Convert the first N inputs only.")] = None,
     overwrite: Annotated[
@@ -206,11 +309,13 @@ def command(
     """Turn raw files into a store: memmap, HDF5, LMDB or Zarr.
 
     SOURCE: a folder of images or arrays, .npy and .npz files, tables (CSV, Parquet, Arrow, JSON lines),
-    text, audio, WebDataset tars, sparse rows, or any store.
+    text, audio, video, TIFF, GeoTIFF, DICOM, NIfTI, WebDataset tars, sparse rows, or any store,
+    also HDF5, Zarr and LMDB of others.
     Steps run in the order typed.
     """
     from bigconv.cli import outcome as outcome_text
     from bigconv.conversion.api import Request, available_cores
+    from bigconv.conversion.ranks import parse_rank
     from bigconv.conversion.run import Policy
     from bigconv.errors import UsageError
 
@@ -234,10 +339,18 @@ def command(
             strict=strict,
             restart=restart,
             timeout=timeout or None,
+            engine=engine,
+            rank=parse_rank(rank),
+            finalize=finalize,
         ),
         options={
+            "field": field or None,
             "label_from": label_from,
+            "classes": classes,
             "keep_encoded": keep_encoded,
+            "keep_path": keep_path,
+            "follow_links": follow_links,
+            "rows": rows,
             "axis": axis,
             "columns": None if columns is None else columns.split(","),
             "pack": pack or None,
@@ -250,9 +363,16 @@ def command(
             "lines": lines,
             "tokenizer": tokenizer,
             "resample": resample,
+            "tile": tile,
+            "overlap": overlap,
+            "fps": fps,
+            "frames": frames,
             "index_base": index_base,
             "length": length,
         },
+        storage={"compress": compress, "chunk": chunk},
+        shard_size=shard_size,
+        shards=shards,
     )
     if recipe is not None:
         request = request.replayed(recipe)
@@ -276,5 +396,5 @@ def _run(request: Request, quiet: bool, resume: bool) -> Outcome:
         return request.carry_out(plan, done)
     if resume and state_of(request.dest) is None:
         raise UsageError(f"--resume: there is no unfinished work for {request.dest}")
-    with progress(plan.inputs, "rows", quiet) as step:
+    with progress(request.policy.inputs(plan.inputs), "rows", quiet) as step:
         return request.carry_out(plan, None, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,118 +11,223 @@ import typer
 from bigconv.cli import options
 
 if TYPE_CHECKING:
-    from bigconv.view.opening import Opened
+    from bigconv.inspection.diff import Diff
+    from bigconv.inspection.stats import FieldStats
+    from bigconv.inspection.subject import Subject
     from bigconv.view.report import Finding
+
+LOOK = "Look closer"
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A store.", show_default=False)],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="A store, a sharded directory, a raw folder or files, any HDF5, Zarr, LMDB or npy file.",
+            show_default=False,
+        ),
+    ],
     head: Annotated[int, typer.Option("--head", metavar="N", help="Show the first N rows.", min=0)] = 0,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read everything and check every digest; exit 1 if one is wrong.")
     ] = False,
     row: Annotated[int | None, typer.Option("--row", metavar="I", help="Show row I, and which file made it.")] = None,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats", help="Read everything: min, max, mean, std, NaN, counts, lengths.", rich_help_panel=LOOK
+        ),
+    ] = False,
+    contact: Annotated[
+        Path | None,
+        typer.Option("--contact", metavar="FILE.png", help="Draw rows on one sheet.", rich_help_panel=LOOK),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE.html", help="Write all of it as one page.", rich_help_panel=LOOK),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option("--rows", metavar="N", help="Rows on the sheet and the page.", min=1, rich_help_panel=LOOK)
+    ] = 24,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Draw those rows at random, not evenly spaced.", min=0, rich_help_panel=LOOK),
+    ] = None,
+    diff: Annotated[
+        Path | None,
+        typer.Option("--diff", metavar="OTHER", help="Compare; exit 1 if rows differ.", rich_help_panel=LOOK),
+    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="What raw input is, where it can't be told.")] = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what a store holds: fields, rows, layout, source; check that nothing was lost."""
-    from bigconv import registry
-    from bigconv.errors import FindingsError, StoreError
+    """Show what is in a store, or what raw input would become: fields, rows, layout, source, and what to mend."""
+    from bigconv.errors import UsageError
     from bigconv.view import report
-    from bigconv.view.opening import open_store
 
-    try:
-        opened = open_store(path)
-    except StoreError as error:
-        if not verify or not path.exists() or path.suffix not in registry.extensions("store"):
-            raise
-        # asked whether it is whole, and it isn't: that is an answer, not a refusal
-        raise FindingsError(f"not verified: {error}") from error
-    findings = report.verify(opened) if verify else None
-    rows = dict(enumerate(report.head(opened, head))) if head else {}
+    for option, file, suffix in (("--contact", contact, ".png"), ("--html", html, ".html")):
+        if file is not None:
+            from bigconv.inspection import output
+
+            output.check(option, file, suffix)
+    known = _subject(paths, from_, verify)
+    opened = known.opened
+    if opened is None and (verify or head or row is not None):
+        option = "--verify" if verify else "--head" if head else "--row"
+        raise UsageError(f"{option} needs a store, and {known.name} is none yet. Rows of raw input: --contact FILE.png")
+    findings = report.verify(opened) if verify and opened is not None else None
+    shown = dict(enumerate(report.head(opened, head))) if head and opened is not None else {}
     made = None
-    if row is not None:
-        rows[row] = report.row(opened, row)
+    if row is not None and opened is not None:
+        shown[row] = report.row(opened, row)
         made = report.whence(opened, row % opened.manifest.rows)
+    found = _stats(known, quiet or json) if stats or html is not None else None
+    compared = None if diff is None else _compare(known, diff)
+    _draw(known, found, contact, html, rows, seed)
+    answer = _Answer(known, findings, shown, made, found if stats else None, compared, contact, html)
     if json:
-        _print_json(opened, findings, rows, made)
+        answer.as_json()
     else:
-        _show(opened, findings, rows, made)
-    if findings:
+        answer.show()
+    if findings or (compared is not None and not compared.same):
         raise typer.Exit(1)
 
 
-Rows = dict[int, dict[str, Any]]
+def _subject(paths: list[Path], from_: str | None, verify: bool) -> Subject:
+    from bigconv import registry
+    from bigconv.errors import FindingsError, StoreError
+    from bigconv.inspection.subject import Subject, subject
+    from bigconv.view.opening import open_store
+
+    try:
+        if verify and len(paths) == 1:
+            open_store(paths[0])  # a store without a manifest is not looked at as if it were another's
+        return subject(paths, from_)
+    except StoreError as error:
+        if verify and registry.is_dataset(paths[0]):
+            from bigconv.view.opening import open_parts
+
+            return Subject(tuple(paths), open_parts(paths[0]), None)  # so that every part is told of
+        if not verify or not paths[0].exists() or paths[0].suffix not in registry.extensions("store"):
+            raise
+        # asked whether it is whole, and it isn't: that is an answer, not a refusal
+        raise FindingsError(f"not verified: {error}") from error
 
 
-def _print_json(opened: Opened, findings: list[Finding] | None, rows: Rows, made: dict[str, Any] | None) -> None:
-    import json
-    from dataclasses import asdict
+def _stats(known: Subject, quiet: bool) -> list[FieldStats] | None:
+    from bigconv.conversion.progress import progress
+    from bigconv.inspection.stats import stats
 
-    from bigconv.view import report
-
-    document = report.describe(opened)
-    if findings is not None:
-        document |= {"verified": not findings, "findings": [asdict(f) for f in findings]}
-    if rows:
-        document["head"] = list(rows.values())
-    if made is not None:
-        document["made_from"] = made
-    typer.echo(json.dumps(document, indent=2))  # in ASCII: a path may hold bytes that no encoding of stdout can
+    if known.rows is None:
+        known.side()  # raises, saying why
+        return None
+    with progress(known.rows.count, "rows", quiet) as step:
+        return stats(known.rows, lambda n: step(n, 0, 0))
 
 
-def _show(opened: Opened, findings: list[Finding] | None, rows: Rows, made: dict[str, Any] | None) -> None:
-    from rich.markup import escape
+def _compare(known: Subject, other: Path) -> Diff:
+    from bigconv.inspection.diff import diff
+    from bigconv.inspection.subject import subject
 
-    from bigconv.cli import text
-    from bigconv.cli.render import console, field_table
-    from bigconv.view import report
-
-    out, manifest = console(), opened.manifest
-    name = escape(text.printable(str(opened.path)))
-    out.print(
-        f"[bold]{name}[/bold] · {manifest.store} · {text.plural(manifest.rows, 'row')} · {text.size(opened.bytes())}"
-    )
-    out.print(field_table(manifest.schema, opened.store.describe(manifest.schema), report.sizes(opened)))
-    for f in manifest.schema:
-        if f.classes is not None:
-            shown = ", ".join(f.classes[:8]) + (f", … ({len(f.classes)} in all)" if len(f.classes) > 8 else "")
-            out.print(f"{escape(f.name)} classes: {escape(text.printable(shown))}")
-    steps = " → ".join(str(step.get("step")) for step in manifest.recipe.get("steps", [])) or "none"
-    out.print(
-        f"from {escape(text.printable(str(manifest.source.get('kind', '?'))))} · steps {escape(text.printable(steps))}"
-    )
-    out.print(f"content digest {manifest.content_digest}", style="dim")
-    for i, row in rows.items():
-        cells = ", ".join(f"{name}: {_cell(value, manifest.schema[name].kind)}" for name, value in row.items())
-        out.print(f"{i}  {text.printable(cells)}", markup=False, highlight=False)
-    if made is not None:
-        where = f"{made['file']}, row {made['row']}" if "file" in made else f"row {made['row']}"
-        out.print(f"made from {text.printable(where)}", markup=False, highlight=False)
-    if findings is not None:
-        _show_findings(out, findings)
+    return diff(known.side(), subject([other]).side())
 
 
-def _cell(value: Any, kind: str) -> str:
-    if isinstance(value, dict):
-        spread = f" {_number(value['min'])}…{_number(value['max'])}" if "min" in value else ""
-        return f"{value['dtype']}[{' × '.join(map(str, value['shape']))}]{spread}"
-    return repr(value) if kind == "text" else str(value)
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _show_findings(out: Any, findings: list[Finding]) -> None:
-    from bigconv.cli import text
-
-    if not findings:
-        out.print("[green]verified[/green]: every row is as it was written")
+def _draw(
+    known: Subject,
+    found: Sequence[FieldStats] | None,
+    contact: Path | None,
+    html: Path | None,
+    rows: int,
+    seed: int | None,
+) -> None:
+    """The sheet and the page."""
+    if contact is None and html is None:
         return
-    out.print(f"[red]not verified[/red]: {text.plural(len(findings), 'finding')}")
-    for f in findings[:20]:
-        where = f"field {f.field}, rows {f.start} to {f.stop - 1}: " if f.field else ""
-        out.print(f"  {where}{f.problem}", markup=False, highlight=False)
-    if len(findings) > 20:
-        out.print(f"  … and {len(findings) - 20} more; --json lists them all")
+    from bigconv.inspection import output
+    from bigconv.inspection.contact import cards, png
+    from bigconv.inspection.page import html as page_of
+    from bigconv.inspection.summary import heading, page
+
+    if known.rows is None:
+        known.side()  # raises, saying why
+        return
+    shown = cards(known.rows.schema, known.rows.some(rows, seed))
+    if contact is not None:
+        output.write(contact, png(known.paths[0].name or known.name, heading(known), shown))
+    if html is not None:
+        output.write(html, page_of(page(known, found or (), shown)))
+
+
+class _Answer:
+    """What was found out, to be printed one way or the other."""
+
+    def __init__(
+        self,
+        known: Subject,
+        findings: list[Finding] | None,
+        rows: dict[int, dict[str, Any]],
+        made: dict[str, Any] | None,
+        stats: list[FieldStats] | None,
+        diff: Diff | None,
+        contact: Path | None,
+        html: Path | None,
+    ) -> None:
+        self.known, self.findings, self.rows, self.made = known, findings, rows, made
+        self.stats, self.diff = stats, diff
+        self.files = {name: file for name, file in (("contact", contact), ("html", html)) if file is not None}
+
+    def as_json(self) -> None:
+        import json
+        from dataclasses import asdict
+
+        from bigconv.inspection.summary import document
+
+        out = document(self.known)
+        out["warnings"] = [warning.to_json() for warning in self.known.warnings(self.stats)]
+        if self.findings is not None:
+            out |= {"verified": not self.findings, "findings": [asdict(f) for f in self.findings]}
+        if self.rows:
+            out["head"] = list(self.rows.values())
+        if self.made is not None:
+            out["made_from"] = self.made
+        if self.stats is not None:
+            out["stats"] = [one.to_json() for one in self.stats]
+            out |= self._rejects()
+        if self.diff is not None:
+            out["diff"] = self.diff.to_json()
+        out |= {name: str(file) for name, file in self.files.items()}
+        typer.echo(json.dumps(out, indent=2))  # in ASCII: a path may hold bytes that no encoding of stdout can
+
+    def _rejects(self) -> dict[str, Any]:
+        """Of raw input, the inputs that can't be read."""
+        rejects = getattr(self.known.rows, "rejects", None)
+        if rejects is None or self.known.opened is not None:
+            return {}
+        from dataclasses import asdict
+
+        return {"rejected": getattr(self.known.rows, "rejected", 0), "rejects": [asdict(one) for one in rejects]}
+
+    def show(self) -> None:
+        from bigconv.cli import text
+        from bigconv.cli.render import console
+        from bigconv.cli.shown import show_diff, show_findings, show_raw, show_stats, show_store, show_warnings
+
+        out = console()
+        if self.known.opened is not None:
+            show_store(out, self.known, self.rows, self.made)
+        else:
+            show_raw(out, self.known)
+        if self.stats is not None:
+            show_stats(out, self.stats)
+            for reject in self._rejects().get("rejects", [])[:10]:
+                line = f"can't be read: {reject['path']}: {reject['error']}"
+                out.print(text.printable(line), markup=False, highlight=False)
+        show_warnings(out, self.known.warnings(self.stats))
+        if self.diff is not None:
+            show_diff(out, self.diff)
+        for file in self.files.values():
+            out.print(f"wrote {text.printable(str(file))}", markup=False, highlight=False)
+        if self.findings is not None:
+            show_findings(out, self.findings)

@@ -11,7 +11,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
-STEPS = ("resize", "crop", "normalize", "dtype", "layout", "map_", "filter_")
+ENGINES = "Parts made by several processes or machines"
+Engine = Annotated[
+    str,
+    typer.Option("--engine", metavar="NAME", help="local | serial | dask[:HOST:PORT].", rich_help_panel=ENGINES),
+]
+Rank = Annotated[
+    str | None,
+    typer.Option(
+        "--rank", metavar="I/N", help="Make every N-th part only, in a job array: 0/N … .", rich_help_panel=ENGINES
+    ),
+]
+Finalize = Annotated[
+    bool, typer.Option("--finalize", help="Publish what all ranks have made.", rich_help_panel=ENGINES)
+]
+
+STEPS = ("resize", "crop", "normalize", "dtype", "layout", "map_", "filter_", "select", "rename", "sparse")
 _TYPED = "bigconv.steps"
 
 

@@ -72,18 +72,22 @@ def _show_sizes(out: Any, chosen: str, reckoned: Estimate) -> None:
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """What `--json` prints of a conversion."""
+    from bigconv.dataset import DatasetManifest
+
     manifest = outcome.manifest
     return {
         "schema_version": 1,
         "dest": str(outcome.dest),
         "status": outcome.status,
+        "rank": None if outcome.rank is None else str(outcome.rank),
         "store": manifest.store,
+        "parts": len(manifest.parts) if isinstance(manifest, DatasetManifest) else 1,
         "rows": manifest.rows,
         "rows_resumed": outcome.resumed_rows,
         "rejects": outcome.rejects,
         "bytes": outcome.bytes,
         "seconds": round(outcome.seconds, 3),
-        "content_digest": manifest.content_digest,
+        "content_digest": manifest.content_digest or None,
         "fields": manifest.schema.to_json(),
     }
 
@@ -91,6 +95,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 def show(outcome: Outcome) -> None:
     """The summary at the end, with the two lines of Python that read the result."""
     from rich.markup import escape
+
+    from bigconv.dataset import DatasetManifest
 
     manifest, seconds = outcome.manifest, max(outcome.seconds, 1e-9)
     dest = text.printable(str(outcome.dest))
@@ -101,12 +107,26 @@ def show(outcome: Outcome) -> None:
         out.print(f"{bold}: unchanged, skipped · {text.plural(manifest.rows, 'row')}")
         return
     resumed = f" ({text.count(outcome.resumed_rows)} from before)" if outcome.resumed_rows else ""
+    parts = f" in {text.plural(len(manifest.parts), 'part')}" if isinstance(manifest, DatasetManifest) else ""
+    made = "" if outcome.rank is None else f"rank {outcome.rank} made "
     out.print(
-        f"{bold}: {text.plural(manifest.rows, 'row')}{resumed} · "
+        f"{bold}: {made}{text.plural(manifest.rows, 'row')}{parts}{resumed} · "
         f"{text.plural(outcome.rejects, 'reject')} · {text.size(outcome.bytes)} · {seconds:.1f} s · "
         f"{outcome.rows / seconds:,.0f} rows/s"
     )
+    if outcome.rank is not None:
+        out.print(finalize_next(outcome), highlight=False)
+        return
     out.print(f"content digest {manifest.content_digest}", style="dim")
     out.print("read it:")
     out.print("  from bigconv.runtime import StoreDataset", markup=False, highlight=False)
     out.print(f"  dataset = StoreDataset({dest!r}, fields=({fields}))", markup=False, highlight=False)
+
+
+def finalize_next(outcome: Outcome) -> str:
+    """What to do when a rank has made its parts."""
+    assert outcome.rank is not None
+    return (
+        f"nothing is published yet: once all {outcome.rank.count} ranks are done, "
+        "run the same command with --finalize in place of --rank"
+    )

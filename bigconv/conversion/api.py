@@ -11,21 +11,30 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bigconv import registry
+from bigconv import fsio, registry
 from bigconv.conversion import unpublished
 from bigconv.conversion.build import drop_leftovers
 from bigconv.conversion.destination import check_dest, unchanged
-from bigconv.conversion.options import exists, find_source, make_steps, recognise, replay
+from bigconv.conversion.engines import check_engine
+from bigconv.conversion.options import GENERAL, exists, find_source, make_steps, recognise, replay
+from bigconv.conversion.parts_append import appended_parts
+from bigconv.conversion.parts_request import STORE, asked_cut, parts_job, recorded_cut
+from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.plan import Plan, make_plan
 from bigconv.conversion.pool import prepare
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
+from bigconv.conversion.publishing import local_sources, published, upload
+from bigconv.conversion.ranks import parse_rank
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.splice import appended, retried
 from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
+from bigconv.remote.upload import staging
+from bigconv.remote.urls import Url, parsed
 from bigconv.sources.base import Source
-from bigconv.view.opening import open_store
+from bigconv.stores.base import configured
+from bigconv.view.opening import OpenedDataset, open_store
 
 PathLike = str | os.PathLike[str]
 
@@ -47,24 +56,56 @@ class Request:
     retry_rejects: bool = False
     policy: Policy = field(default_factory=lambda: Policy(available_cores()))
     options: dict[str, Any] = field(default_factory=dict)
+    storage: dict[str, Any] = field(default_factory=dict)  # the store's options, those that were given
+    shard_size: str | int | None = None  # bytes of data a part: DEST becomes a sharded directory
+    shards: int | None = None  # the same by the number of parts
+    target: Url | None = None  # of a DEST that is a URL: `dest` is then where it is made
+
+    def __post_init__(self) -> None:
+        target = parsed(self.dest)
+        if isinstance(target, Url):
+            object.__setattr__(self, "target", target)
+            object.__setattr__(self, "dest", staging(target))
 
     def plan(self) -> tuple[Plan, Outcome | None]:
         """Look at everything, change nothing; the outcome when nothing has to be done. Raises what `convert` would."""
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit {self.limit}: expected 1 or more")
-        store = registry.store_for(self.dest, self.to)
+        if any(isinstance(parsed(path), Url) for path in self.sources):
+            return replace(self, sources=local_sources(self.sources, self.target)).plan()
+        if self.policy.elsewhere and not all(path.is_absolute() for path in self.sources):
+            return replace(self, sources=tuple(path.absolute() for path in self.sources)).plan()
+        given = {key: value for key, value in self.storage.items() if value is not None}
+        cut = asked_cut(self.dest, self.shard_size, self.shards, self.append)
+        check_engine(self.policy, None if cut else "add --shard-size 256MB, and name a folder as DEST")
+        kind = registry.store_for(self.dest, self.to or (None if cut is None else STORE))
+        store = configured(registry.load("store", kind), given)
         if self.overwrite + self.append + self.retry_rejects > 1:
             raise UsageError("--overwrite, --append and --retry-rejects exclude one another")
         if self.retry_rejects and self.policy.restart:
             raise UsageError("--retry-rejects keeps the rows that are there, --restart drops them: choose one")
-        there = check_dest(self.dest, list(self.sources), self.overwrite)
+        if self.target is None:
+            there = check_dest(self.dest, list(self.sources), self.overwrite)
+        else:
+            if self.append or self.retry_rejects or self.policy.elsewhere:
+                how = "--append" if self.append else "--retry-rejects" if self.retry_rejects else "--engine and --rank"
+                raise UsageError(f"{self.target}: {how} need a local DEST, which can be uploaded then")
+            there = published(self.target, self.overwrite)
+        sharded = isinstance(there, OpenedDataset)
+        if there is not None and sharded and self.append:
+            cut = recorded_cut(there)
+        if self.retry_rejects and (cut is not None or sharded):
+            raise UsageError("--retry-rejects is for one store. Of a sharded directory --append reads what made no row")
+        alike = there is not None and (there.store.name == store.name or (sharded and self.to is None))
+        if there is not None and alike and (self.append or self.retry_rejects) and not given:
+            store = there.store  # rows are added to a store as it is
         if there is None and not self.retry_rejects:
             unpublished.put_back(self.dest)
         names = dict(self.steps)
         if self.options.get("keep_encoded") and {"resize", "crop", "normalize", "layout"} & set(names):
             raise UsageError("--keep-encoded keeps image files as they are: no --resize, --crop, --normalize, --layout")
         exist = bool(self.sources) and all(exists(path) for path in self.sources)
-        name = self.from_ or (recognise(self.sources) if exist else None)
+        name = self.from_ or (recognise(self.sources, self.options) if exist else None)
         if name and exist and self.policy.workers and there is None and self.policy.start_method is None:
             self._prepare(name, names)
         hints = {"workers": self.policy.workers, "sizes_matter": "resize" not in names}
@@ -73,6 +114,8 @@ class Request:
             source, self.steps, self.fit, self.seed, self.policy.timeout, self.policy.workers > 0
         )
         plan = make_plan(source, steps, schema, store, self.limit, self._read(source))
+        if cut is not None:
+            plan = replace(plan, shards=cut.to_json())
         if there is None and self.retry_rejects:
             old, made_from = unpublished.unpublished(self.dest, plan)
             again = retried(plan, old, made_from)
@@ -84,6 +127,9 @@ class Request:
                 raise UsageError(f"--append: there is no {self.dest} yet")
             return plan, None
         same = Outcome("unchanged", there.manifest, self.dest)
+        if isinstance(there, OpenedDataset) and self.append:
+            more = appended_parts(plan, there)
+            return (plan, same) if more is None else (more, None)
         if self.append or self.retry_rejects:
             completed = (appended if self.append else retried)(plan, there)
             return (plan, same) if completed is None else (completed, None)
@@ -93,11 +139,14 @@ class Request:
 
     def _read(self, source: Source) -> dict[str, Any]:
         """How the source is told to read, as the recipe keeps it: nothing of this machine."""
-        given = {key: value for key, value in self.options.items() if key in source.options}
+        given = {key: value for key, value in self.options.items() if key in (*source.options, *GENERAL)}
         label_from = given.get("label_from")
         if isinstance(label_from, str) and label_from.startswith("csv:"):
             given["label_from"] = f"csv:{Path(label_from[4:]).name}"
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v not in (None, False, ())}
+        if given.get("classes") is not None:  # the names, so that the recipe needs no file
+            given["classes"] = next(f.classes for f in source.schema if f.classes is not None)
+        told = {k: v for k, v in given.items() if not (v is None or v is False or v == ())}  # 0 says something
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
 
     def replayed(self, recipe: Path) -> Request:
         """The same request with steps and options of a recipe: of a store, or in a JSON file. Raises `UsageError`."""
@@ -112,7 +161,11 @@ class Request:
                 raise UsageError(f"--recipe {recipe}: not JSON: {error}") from error
         else:
             document = dict(open_store(recipe).manifest.recipe)
-        again = replay(document)
+        return self.following(document)
+
+    def following(self, recipe: Mapping[str, Any]) -> Request:
+        """The same request with steps and options of a recipe. Raises `UsageError`."""
+        again = replay(recipe)
         return replace(
             self,
             from_=self.from_ or again["from_"],
@@ -121,7 +174,14 @@ class Request:
             seed=again["seed"],
             limit=again["limit"] if self.limit is None else self.limit,
             options={**self.options, **again["read"]},
+            storage=self._stored_as(again),
         )
+
+    def _stored_as(self, again: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a recipe's store, where the same kind of store is made; what was given goes before."""
+        given = {key: value for key, value in self.storage.items() if value is not None}
+        same = registry.store_for(self.dest, self.to) if self.dest.suffix or self.to else again["to"]
+        return {**(again["storage"] if same == again["to"] else {}), **given}
 
     def _prepare(self, name: str, steps: Mapping[str, str]) -> None:
         """Start what workers will need before the source is listed, which may take as long."""
@@ -136,15 +196,28 @@ class Request:
 
     def carry_out(self, plan: Plan, done: Outcome | None, progress: Progress | None = None) -> Outcome:
         """What `plan` has found to be done."""
-        if done is None:
-            if self.policy.restart:
-                unpublished.drop(self.dest)
-            elif self.retry_rejects:
-                unpublished.begin_again(self.dest, plan.hash)
-            done = execute(plan, self.dest, self.policy, progress)
-        drop_leftovers(self.dest, plan.hash)
-        unpublished.drop(self.dest)
-        return done
+        if self.target is not None:
+            if done is not None:
+                return replace(done, dest=self.target)
+            return upload(
+                self.dest, self.target, plan, lambda: replace(self, target=None).carry_out(plan, None, progress)
+            )
+        with fsio.writing(self.dest):  # whatever fails on the way, in any store
+            if done is None:
+                if self.policy.restart:
+                    unpublished.drop(self.dest)
+                elif self.retry_rejects:
+                    unpublished.begin_again(self.dest, plan.hash)
+                if plan.shards is not None:
+                    kept = open_store(self.dest) if self.append else None
+                    done = execute_parts(parts_job(plan, self.dest, self.policy, kept), progress)
+                    if self.policy.rank is not None:
+                        return done  # the work isn't over
+                else:
+                    done = execute(plan, self.dest, self.policy, progress)
+            drop_leftovers(self.dest, plan.hash)
+            unpublished.drop(self.dest)
+            return done
 
 
 def convert(
@@ -162,10 +235,18 @@ def convert(
     layout: str | None = None,
     map: str | Sequence[str] | None = None,  # noqa: A002  the option's name
     filter: str | Sequence[str] | None = None,  # noqa: A002  the option's name
+    select: str | Sequence[str] | None = None,
+    rename: str | Mapping[str, str] | None = None,
+    sparse: str | Sequence[str] | None = None,
     seed: int = 0,
+    field: str | Sequence[str] | None = None,
     keep_encoded: bool = False,
+    keep_path: bool = False,
+    follow_links: bool = False,
     label_from: str | None = None,
-    axis: int = 0,
+    classes: PathLike | Sequence[str] | None = None,
+    rows: bool = False,
+    axis: int | None = None,
     columns: Sequence[str] | None = None,
     pack: str | Sequence[str] | None = None,
     fill: float | None = None,
@@ -177,9 +258,20 @@ def convert(
     lines: bool = False,
     tokenizer: str | None = None,
     resample: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
     index_base: int | None = None,
     length: int | None = None,
+    compress: str | None = None,
+    chunk: int | None = None,
+    shard_size: str | int | None = None,
+    shards: int | None = None,
     workers: int | None = None,
+    engine: str = "local",
+    rank: str | None = None,
+    finalize: bool = False,
     limit: int | None = None,
     max_rejects: int | str = 0,
     strict: bool = False,
@@ -194,6 +286,11 @@ def convert(
     """Turn raw files into a store at `dest`; the same as `bigconv convert` with the same options.
 
     `steps`: transforms in their order, as `("resize", "224")`; those given by name follow in the arguments' order.
+    `compress`: `none`, `lz4`, `zstd` or `zstd:LEVEL`; `chunk`: rows a chunk.
+    `shard_size` (`"256MB"`, or bytes) or `shards` (their number): make a directory of parts instead of one store.
+    `engine`: where parts are made: `serial`, `local`, `dask` or `dask:HOST:PORT`. `rank` (`"0/8"`): make every 8th part
+    only, as one of 8 processes that may run anywhere; the manifest lists those then, and its content digest is empty.
+    `finalize`: publish what all ranks have made.
     `recipe`: a store, or a JSON file with its recipe, whose steps and options are taken instead.
     `progress`: show a bar; by default on a terminal and in a notebook.
     Going on with unfinished work is automatic, and so is finding that nothing has changed. Returns the manifest.
@@ -211,6 +308,9 @@ def convert(
             ("layout", layout),
             ("map", map),
             ("filter", filter),
+            ("select", select if select is None or isinstance(select, str) else ",".join(select)),
+            ("rename", ",".join(f"{a}={b}" for a, b in rename.items()) if isinstance(rename, Mapping) else rename),
+            ("sparse", sparse),
         )
         for one in ([] if value is None else [value] if isinstance(value, str) else value)
     ]
@@ -233,10 +333,18 @@ def convert(
             strict=strict,
             timeout=timeout,
             restart=restart,
+            engine=engine,
+            rank=parse_rank(rank),
+            finalize=finalize,
         ),
         options={
+            "field": [field] if isinstance(field, str) else field,
             "keep_encoded": keep_encoded,
+            "keep_path": keep_path,
+            "follow_links": follow_links,
             "label_from": label_from,
+            "classes": classes,
+            "rows": rows,
             "axis": axis,
             "columns": columns,
             "pack": pack,
@@ -249,9 +357,16 @@ def convert(
             "lines": lines,
             "tokenizer": tokenizer,
             "resample": resample,
+            "tile": tile,
+            "overlap": overlap,
+            "fps": fps,
+            "frames": frames,
             "index_base": index_base,
             "length": length,
         },
+        storage={"compress": compress, "chunk": chunk},
+        shard_size=shard_size,
+        shards=shards,
     )
     if recipe is not None:
         request = request.replayed(Path(recipe))
@@ -259,7 +374,7 @@ def convert(
     if done is not None:
         return request.carry_out(plan, done).manifest
     shown = (sys.stderr.isatty() or in_notebook()) if progress is None else progress
-    with show_progress(plan.inputs, "rows", not shown) as step:
+    with show_progress(request.policy.inputs(plan.inputs), "rows", not shown) as step:
         return request.carry_out(plan, None, step).manifest
 
 

@@ -16,7 +16,7 @@ from bigconv.block import Index
 from bigconv.conversion import journal
 from bigconv.conversion.plan import Plan, differences
 from bigconv.conversion.task import Item
-from bigconv.digest import DIGEST_BYTES, Digester, Digests, block_digest
+from bigconv.digest import DIGEST_BYTES, Digester, Digests, InnerDigester, block_digest, block_rows
 from bigconv.errors import IncompleteStore, OutputError
 from bigconv.manifest import Manifest
 from bigconv.schema import Schema
@@ -26,6 +26,7 @@ from bigconv.view.opening import Opened, open_store
 from bigconv.view.table import StoreView
 
 PROVENANCE = "provenance"  # in DEST.partial: of work that is whole and wasn't published
+PLAN = "plan.json"  # in DEST.partial: what is being made
 CHECKPOINT_SECONDS = 5.0  # at least; a checkpoint that takes long is followed by a longer stretch
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into checkpoints
 
@@ -39,7 +40,8 @@ class Build:
         with fsio.writing(self.folder):
             self.folder.mkdir(exist_ok=True)
         self._lock = fsio.Lock(self.folder / "lock")
-        self._fresh = not (self.folder / "plan.json").exists()  # nothing in the folder is worth keeping
+        self.inner: dict[str, bytes] = {}  # of a part: digests of the dataset's canonical blocks that lie in it
+        self._fresh = not (self.folder / PLAN).exists()  # nothing in the folder is worth keeping
         try:
             self._begin(restart)
         except BaseException:
@@ -50,40 +52,31 @@ class Build:
 
     def _begin(self, restart: bool) -> None:
         hashed = self.plan.hash
-        known = journal.read_plan(self.folder / "plan.json") if not restart else None
-        if known is not None and known["hash"] != hashed:
-            told = "; ".join(differences(self.plan, known["document"])) or "another version of bigconv"
-            raise OutputError(
-                f"{self.folder}: unfinished work of another conversion ({told}).\n"
-                "Finish it with its own command, or drop it with --restart"
-            )
+        known = None if restart else known_work(self.folder, self.plan)
         self.journal = journal.Journal(self.folder / "journal", hashed) if known else None
         if self.journal is None or not self.journal.records:
             self._fresh = True
             if self.journal is not None:
                 self.journal.close()
-            for name in (*(p.name for p in self.folder.iterdir()),):
-                if name != "lock":
-                    fsio.remove(self.folder / name)
-            document = {"version": journal.VERSION, "hash": hashed, "document": self.plan.document()}
-            journal.write_plan(self.folder / "plan.json", document)
+            begin_anew(self.folder, self.plan)
             self.journal = journal.Journal(self.folder / "journal", hashed)
         self.work = self.folder / self.dest.name
         store: Store = self.plan.store
         self.blocks: list[tuple[int, str]] = []
         self.spans = self.rows = self.rejects = 0
-        origin_bytes = reject_bytes = 0
+        origin_bytes = reject_bytes = seen_bytes = 0
         announced = self.plan.inputs if self.plan.rows_stay else None
         if self.journal.records:
             last = self.journal.records[-1]
             self.blocks = [block for record in self.journal.records for block in record.blocks]
             self.spans, self.rows, self.rejects = last.spans, last.rows, last.rejects
-            origin_bytes, reject_bytes = last.origin_bytes, last.reject_bytes
+            origin_bytes, reject_bytes, seen_bytes = last.origin_bytes, last.reject_bytes, last.seen_bytes
             self.writer: StoreWriter = store.resume(self.work, self.plan.schema, announced, last.state)
         else:
             self.writer = store.create(self.work, self.plan.schema, announced)
         self.resumed_rows = self.rows
         self._origin = fsio.AppendFile(self.folder / "origin", origin_bytes)
+        self._seen = fsio.AppendFile(self.folder / "seen", seen_bytes)
         self._rejects = fsio.AppendFile(self.folder / "rejects.jsonl", reject_bytes)
         self._recorded = len(self.blocks)
         self._last = time.monotonic()
@@ -99,6 +92,8 @@ class Build:
             self.blocks.append((len(item.block), item.digest.hex()))
             if item.block.origin is not None:
                 self._origin.write(provenance.runs_of(item.block.origin).tobytes())
+            if item.seen:
+                self._seen.write(item.seen)
         for reject in item.rejects:
             entry = {"path": reject.path, "row": reject.row, "stage": reject.stage, "error": reject.error}
             self._rejects.write(json.dumps(entry, ensure_ascii=True).encode() + b"\n")
@@ -116,6 +111,7 @@ class Build:
         start = time.monotonic()
         state = self.writer.checkpoint()
         self._origin.sync()
+        self._seen.sync()
         self._rejects.sync()
         self.journal.append(
             journal.Record(
@@ -124,6 +120,7 @@ class Build:
                 self.rejects,
                 self._rejects.tell(),
                 self._origin.tell(),
+                self._seen.tell(),
                 state,
                 tuple(self.blocks[self._recorded :]),
             )
@@ -147,8 +144,11 @@ class Build:
 
     # -- finishing -----------------------------------------------------------------------------------------------
 
-    def finish(self) -> Manifest:
-        """Lay out, read everything back against the digests, seal, make durable, rename."""
+    def finish(self, start: int | None = None) -> Manifest:
+        """Lay out, read everything back against the digests, seal, make durable, rename.
+
+        `start`: row of a dataset at which this store, one of its parts, begins; `inner` is found then.
+        """
         self.writer.close()
         schema: Schema = self.plan.schema
         whole = self.plan.stands_for or self.plan
@@ -162,7 +162,10 @@ class Build:
             bigconv_version=__version__,
             plan=whole.hash,
         )
-        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks)
+        # a part that begins with a canonical block of the dataset has the dataset's: nothing is hashed twice
+        inner = InnerDigester(schema, start) if start is not None and start % block_rows(schema) else None
+        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks, inner)
+        self.inner = digests.whole() if inner is None else inner.finish()
         self.writer.attach(provenance.NAME, self._provenance().to_bytes())
         manifest = Manifest(**{**vars(manifest), "digests": digests})
         manifest = Manifest(**{**vars(manifest), "files": self.plan.store.files(self.work)})
@@ -176,12 +179,18 @@ class Build:
         files: FileList = self.plan.source.files
         raw = (self.folder / "origin").read_bytes()
         runs: Index = np.frombuffer(raw, np.int64).reshape(-1, provenance.RUN_COLUMNS)
-        return provenance.Provenance(files.names, files.ends, files.sizes, files.mtimes, provenance.joined(runs))
+        seen = np.frombuffer((self.folder / "seen").read_bytes(), "<i8").reshape(-1, 3)
+        digests = np.zeros((len(files) if len(seen) else 0, 2), np.int64)
+        digests[seen[:, 0]] = seen[:, 1:]
+        runs = provenance.joined(runs)
+        whole = provenance.Provenance(files.names, files.ends, files.sizes, files.mtimes, runs, digests)
+        return whole if self.plan.files is None else whole.narrowed(*self.plan.files)
 
     def close(self, keep: bool) -> None:
         """Let go of files; without `keep`, or before a first checkpoint, remove all traces."""
         self.writer.abort()
         self._origin.close()
+        self._seen.close()
         self._rejects.close()
         assert self.journal is not None
         self.journal.close()
@@ -211,10 +220,32 @@ def rejects_file(dest: Path) -> Path:
     return dest.with_name(dest.name + ".rejects.jsonl")
 
 
-def prove(opened: Opened, blocks: list[tuple[int, str]]) -> Digests:
+def known_work(folder: Path, plan: Plan) -> dict[str, Any] | None:
+    """What is being made in a folder, if it is this plan. Raises `OutputError` for unfinished work of another."""
+    known = journal.read_plan(folder / PLAN)
+    if known is not None and known["hash"] != plan.hash:
+        told = "; ".join(differences(plan, known["document"])) or "another version of bigconv"
+        raise OutputError(
+            f"{folder}: unfinished work of another conversion ({told}).\n"
+            "Finish it with its own command, or drop it with --restart"
+        )
+    return known
+
+
+def begin_anew(folder: Path, plan: Plan) -> None:
+    """Empty a folder but for its lock, and note what is being made there."""
+    for path in list(folder.iterdir()):
+        if path.name != "lock":
+            fsio.remove(path)
+    document = {"version": journal.VERSION, "hash": plan.hash, "document": plan.document()}
+    journal.write_plan(folder / PLAN, document)
+
+
+def prove(opened: Opened, blocks: list[tuple[int, str]], inner: InnerDigester | None = None) -> Digests:
     """Read a laid-out store back as a user will, and compare each block with what its maker saw.
 
-    Gives the canonical digests of the same reading. Raises `IncompleteStore` naming field and rows.
+    Gives the canonical digests of the same reading, and `inner` the rows. Raises `IncompleteStore` naming field and
+    rows.
     """
     schema = opened.manifest.schema
     digester = Digester(schema)
@@ -232,6 +263,8 @@ def prove(opened: Opened, blocks: list[tuple[int, str]]) -> Digests:
                     "differs from what was written: a failing disk or memory"
                 )
             digester.update(block)
+            if inner is not None:
+                inner.update(block)
         start += rows
     view.close()
     return digester.finish()
@@ -244,7 +277,7 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
         return
     try:
         lock = fsio.Lock(folder / "lock")
-        known = journal.read_plan(folder / "plan.json")
+        known = journal.read_plan(folder / PLAN)
         if known is None or known["hash"] == hashed:
             fsio.remove(folder)
         lock.release()
@@ -254,4 +287,4 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
 
 def state_of(dest: Path) -> Mapping[str, Any] | None:
     """The plan of unfinished work at a destination; None when there is none."""
-    return journal.read_plan(partial_folder(dest) / "plan.json")
+    return journal.read_plan(partial_folder(dest) / PLAN)

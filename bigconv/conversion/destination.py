@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bigconv import dataset, registry
 from bigconv.conversion.plan import Plan, differences
 from bigconv.errors import OutputError, StoreError
-from bigconv.view.opening import Opened, open_store
+from bigconv.view.opening import Opened, OpenedDataset, open_store
 
 
-def check_dest(dest: Path, sources: list[Path], overwrite: bool) -> Opened | None:
+def check_dest(dest: Path, sources: Sequence[Path], overwrite: bool) -> Opened | None:
     """Refuse a destination that would harm anything; the finished store that is there, if any. Raises `OutputError`."""
-    if not dest.parent.is_dir():
+    check_place(dest, sources)
+    if not (dest.exists() or dest.is_symlink()):
+        return None
+    there = _opened(dest, overwrite)
+    if isinstance(there, OpenedDataset) and overwrite:
+        _only_ours(there)
+    return there
+
+
+def check_datasets(dest: Path, sources: Sequence[Path], overwrite: bool) -> dict[str, Opened]:
+    """The same for a destination that may hold several datasets, as a split does: folder → what is there."""
+    if not dest.is_dir() or registry.recognise(dest) is not None or not os.listdir(dest):
+        there = check_dest(dest, sources, overwrite)
+        return {} if there is None else {"": there}
+    check_place(dest, sources)
+    names = sorted(os.listdir(dest))
+    if not all(registry.recognise(dest / name) == registry.DATASET for name in names):
+        _opened(dest, overwrite)  # raises
+    found = {name: _opened(dest / name, overwrite) for name in names}
+    for there in found.values():
+        if overwrite and isinstance(there, OpenedDataset):
+            _only_ours(there)
+    return found
+
+
+def check_place(dest: Path, sources: Sequence[Path]) -> None:
+    """Neither is in the other. Raises `OutputError`."""
+    if not dest.absolute().parent.is_dir():
         raise OutputError(f"{dest.parent}: no such folder; make it first")
     real = dest.resolve()
     for source in sources:
@@ -20,8 +50,9 @@ def check_dest(dest: Path, sources: list[Path], overwrite: bool) -> Opened | Non
             raise OutputError(f"{dest}: the destination is {'' if real == inside else 'inside '}the source {source}")
         if real in inside.parents:
             raise OutputError(f"{dest}: the destination holds the source {source}")
-    if not (dest.exists() or dest.is_symlink()):
-        return None
+
+
+def _opened(dest: Path, overwrite: bool) -> Opened:
     try:
         return open_store(dest)
     except StoreError as error:
@@ -32,6 +63,13 @@ def check_dest(dest: Path, sources: list[Path], overwrite: bool) -> Opened | Non
         ) from error
 
 
+def _only_ours(there: OpenedDataset) -> None:
+    """Nothing of a user's is in a directory that is going to be replaced."""
+    for name in sorted(os.listdir(there.path)):
+        if name != dataset.NAME and not name.startswith(("part-", "digests-")):
+            raise OutputError(f"{there.path}: not replaced, because bigconv didn't write {name} in it; move it away")
+
+
 def unchanged(plan: Plan, there: Opened) -> bool:
     """Whether the store that is there is what the plan would make. Raises `OutputError` that tells the difference."""
     manifest = there.manifest
@@ -40,15 +78,27 @@ def unchanged(plan: Plan, there: Opened) -> bool:
     old = {"recipe": dict(manifest.recipe), "source": dict(manifest.source)}
     told = "; ".join([*differences(plan, old), *_files(plan, there)]) or "files of other names, sizes or times"
     raise OutputError(
-        f"{there.path}: exists already, made from something else ({told}).\n"
+        f"{there.told}: exists already, made from something else ({told}).\n"
         "Replace it with --overwrite, or name another destination"
     )
+
+
+def all_unchanged(dest: Path, plans: Mapping[str, Plan], there: Mapping[str, Opened]) -> bool:
+    """The same for all datasets of a destination. Raises `OutputError`."""
+    if plans.keys() != there.keys():
+        names = ", ".join(name or "one dataset" for name in there)
+        raise OutputError(
+            f"{dest}: exists already, and holds {names}.\nReplace it with --overwrite, or name another destination"
+        )
+    return all(unchanged(plan, there[name]) for name, plan in plans.items())
 
 
 def _files(plan: Plan, there: Opened) -> list[str]:
     """How the list of files has changed, in numbers."""
     from bigconv import provenance
 
+    if isinstance(there, OpenedDataset):
+        return []  # each part has its own
     raw = there.store.attachment(there.path, provenance.NAME)
     if raw is None:
         return []

@@ -1,7 +1,7 @@
 """The journal of a conversion under way: one durable record a checkpoint, each chained to the one before.
 
-`DEST.partial/` holds `plan.json` (what is being made), `journal` (JSON lines), the store, `rejects.jsonl` and `origin`.
-A run that was killed goes on from the last whole record; whatever was written after it is cut off.
+`DEST.partial/` holds `plan.json` (what is being made), `journal` (JSON lines), the store, `rejects.jsonl`, `origin` and
+`seen`. A run that was killed goes on from the last whole record; whatever was written after it is cut off.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ VERSION = 1
 class Record:
     """A checkpoint: everything up to span `spans` (exclusive) is durable.
 
-    `rows` written, `rejects` counted, bytes of the rejects and origin files, the store's own `state`, and of each block
-    since the record before its rows and digests (hex, all fields in order).
+    `rows` written, `rejects` counted, bytes of the files of rejects, origins and digests of inputs, the store's own
+    `state`, and of each block since the record before its rows and digests (hex, all fields in order).
     """
 
     spans: int
@@ -32,6 +32,7 @@ class Record:
     rejects: int
     reject_bytes: int
     origin_bytes: int
+    seen_bytes: int
     state: Mapping[str, Any]
     blocks: tuple[tuple[int, str], ...]
 

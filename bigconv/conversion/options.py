@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bigconv import registry
 from bigconv.block import Block
 from bigconv.conversion.apart import call_apart
 from bigconv.conversion.task import Work, run_span
-from bigconv.errors import InputError, UsageError
+from bigconv.errors import InputError, NotAStore, StoreError, UsageError
 from bigconv.schema import Schema, unknown
+from bigconv.sources import tiff_head
 from bigconv.sources.base import Source, Span
+from bigconv.sources.filelist import following_links
+from bigconv.sources.kept_path import KeptPath
 from bigconv.transforms.base import Transform
 from bigconv.transforms.base import config as step_config
 
 LOOK_AT = 10_000  # files of a folder that are looked at to tell what it holds
 LOOK_AT_ROWS = 4096  # until a function has made something of one
 SHORT_SPAN = 16  # inputs that are read at once for that: as many as a step learns from
-STEPS = ("resize", "crop", "normalize", "dtype", "layout", "map", "filter")
+STEPS = ("resize", "crop", "normalize", "dtype", "layout", "map", "filter", "select", "rename", "sparse")
+GENERAL = ("keep_path", "follow_links")  # options of every source
 USER_STEPS = ("map", "filter")  # those that run a user's function
 
 
@@ -40,15 +45,20 @@ def find_source(
     for path in paths:
         if not exists(path):
             raise InputError(f"{path}: no such file or folder")
-    name = name or recognise(paths)
+        if not path.is_file() and not path.is_dir():
+            raise InputError(f"{path}: a pipe or device, not a file or folder")
+    name = name or recognise(paths, options)
     source = registry.load("source", name)
     given = {key: value for key, value in options.items() if value is not None and value is not False}
     for key in given:
-        if key not in source.options and not (key == "axis" and given[key] == 0):
+        if key not in (*source.options, *GENERAL):
             raise UsageError(f"--{key.replace('_', '-')} has no meaning for {name} input")
     known = {key: value for key, value in given.items() if key in source.options}
     spared = {key: value for key, value in (hints or {}).items() if key in getattr(source, "hints", ())}
-    found: Source = source.find(paths, **known, **spared)
+    with following_links() if given.get("follow_links") else nullcontext():
+        found: Source = source.find(paths, **known, **spared)
+    if given.get("keep_path"):
+        found = cast("Source", KeptPath(found))
     if found.inputs == 0:
         raise InputError(f"{', '.join(map(str, paths))}: no rows in it")
     return found
@@ -61,17 +71,26 @@ def exists(path: Path) -> bool:
         return False
 
 
-def recognise(paths: Sequence[Path]) -> str:
-    """Name of the source that fits the paths. Raises `InputError`, saying what was seen."""
-    if all(registry.recognise(path) for path in paths):
-        return "store"
+def recognise(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -> str:
+    """Name of the source that fits the paths, and what is asked of it. Raises `InputError`, saying what was seen."""
+    if options and options.get("field"):
+        return "joined"
+    stores = [registry.recognise(path) for path in paths]
+    if all(stores):
+        ours = [_ours(path, str(store)) for path, store in zip(paths, stores, strict=True)]
+        if all(ours):
+            return "store"
+        if not any(ours) and len(set(stores)) == 1:
+            return str(stores[0])  # the source of that name reads files that other programs wrote
+        other = paths[ours.index(False)]
+        raise InputError(f"{other}: not a bigconv store, or of another kind than the others: convert it on its own")
     if len(paths) == 1 and paths[0].is_dir():
         return _of_folder(paths[0])
     if any(path.is_dir() for path in paths):
         raise InputError("several inputs must all be files or all be stores; give a folder on its own")
     for name, entry in registry.SOURCES.items():
         if entry.takes != "folder" and entry.extensions and all(_ends(p.name, entry.extensions) for p in paths):
-            return name
+            return "geotiff" if name == "tiff" and tiff_head.source_for(os.fspath(paths[0])) == "geotiff" else name
     known = sorted({e for entry in registry.SOURCES.values() if entry.takes != "folder" for e in entry.extensions})
     odd = next((p for p in paths if not _ends(p.name, tuple(known))), None)
     if odd is None:
@@ -82,16 +101,33 @@ def recognise(paths: Sequence[Path]) -> str:
     )
 
 
+def _ours(path: Path, store: str) -> bool:
+    """Whether bigconv wrote it: there is a manifest, whole or not."""
+    if store == registry.DATASET:
+        return True
+    try:
+        registry.load("store", store)().manifest(path)
+    except NotAStore:
+        return False
+    except StoreError:
+        return True  # a damaged one says so when it is opened
+    return True
+
+
 def _ends(name: str, extensions: tuple[str, ...]) -> bool:
     return name.lower().endswith(extensions)
 
 
 def _of_folder(path: Path) -> str:
-    names = (name for _, _, files in os.walk(path) for name in files if not name.startswith("."))
-    seen = list(islice(names, LOOK_AT))
+    below = (os.path.join(top, n) for top, _, files in os.walk(path) for n in files if not n.startswith("."))
+    seen = list(islice(below, LOOK_AT))
     folders = {name: entry for name, entry in registry.SOURCES.items() if entry.takes != "files"}
     counts = {name: sum(_ends(n, entry.extensions) for n in seen) for name, entry in folders.items()}
     fits = [name for name, n in counts.items() if n]
+    if counts["geotiff"]:  # three sources read TIFFs: which one, the first tells; among other pictures they are such
+        tiffs = [n for n in seen if _ends(n, registry.SOURCES["geotiff"].extensions)]
+        chosen = tiff_head.source_for(min(tiffs)) if counts["images"] == len(tiffs) else "images"
+        fits = [name for name in fits if name not in ("images", "tiff", "geotiff") or name == chosen]
     if len(fits) == 1:
         return fits[0]
     if fits:
@@ -138,6 +174,8 @@ def _make(
         if name in USER_STEPS:
             tell(f"--{name} {value}: loading it", False)
             step = step.learn(_sample(tell, f"--{name} {value}", source, made, schema))
+        elif hasattr(step, "fitted"):
+            step = step.fitted(schema)
         schema = step.schema(schema)
         made.append(step)
     if any(f.kind == "image" and f.layout == "hwc" for f in schema) and "layout" not in dict(steps):
@@ -198,8 +236,8 @@ def _place(source: Source, block: Block) -> str:
 
 
 def replay(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A store's recipe as the options that make it again: `from_`, `to`, `steps`, `seed`, `limit`, and
-    the source's options under `read`.
+    """A store's recipe as the options that make it again: `from_`, `to`, `steps`, `seed`, `limit`,
+    the source's options under `read`, and the store's under `storage`.
 
     Functions of a user's must be there, unchanged: in the current folder, or as a module that can be imported. Raises
     `UsageError` that says which one is missing, or for what is no recipe.
@@ -217,6 +255,7 @@ def replay(recipe: Mapping[str, Any]) -> dict[str, Any]:
             "seed": min(seeds, default=0),
             "limit": None if recipe.get("limit") is None else int(recipe["limit"]),
             "read": dict(recipe.get("read", {})),
+            "storage": dict(recipe.get("options", {})),
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UsageError):

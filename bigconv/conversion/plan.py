@@ -33,6 +33,7 @@ class Plan:
     limit: int | None = None
     stands_for: Plan | None = None  # the conversion whose result this one completes
     read: Mapping[str, Any] = default(default_factory=dict)  # the source's options
+    shards: Mapping[str, Any] | None = None  # of a sharded directory: how the inputs are cut into parts
 
     @property
     def inputs(self) -> int | None:
@@ -64,7 +65,14 @@ class Plan:
             "options": store_config(self.store),
             "read": dict(self.read),
         }
+        if self.shards is not None:
+            recipe["shards"] = dict(self.shards)
         return recipe if self.limit is None else {**recipe, "limit": self.limit}
+
+    @property
+    def files(self) -> tuple[int, int] | None:
+        """Of a part: the files its inputs come from, first and last (exclusive), empty where inputs aren't files."""
+        return None
 
     def document(self) -> dict[str, Any]:
         """What the hash is taken over: recipe, source, and the files with their sizes and times."""
@@ -89,24 +97,28 @@ def make_plan(
     source: Source,
     steps: Sequence[Transform],
     schema: Schema,
-    store: str,
+    store: Any,
     limit: int | None,
     read: Mapping[str, Any],
 ) -> Plan:
     spans = source.plan()
     if limit is not None and source.inputs is not None:
         spans = [Span(s.start, min(s.stop, limit)) for s in spans if s.start < limit]
-    return Plan(source, tuple(steps), schema, spans, registry.load("store", store)(), limit, None, read)
+    return Plan(source, tuple(steps), schema, spans, store, limit, None, read)
 
 
 def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
     """What another plan's document has that this one's hasn't, in a few words each."""
     new = plan.document()
     found = []
-    for key in ("from", "to", "options", "read", "limit"):
+    for key in ("from", "to", "read", "limit", "shards"):
         a, b = old["recipe"].get(key), new["recipe"].get(key)
         if a != b:
             found.append(f"{key} {_brief(a)} → {_brief(b)}")
+    if old["recipe"].get("to") == new["recipe"]["to"]:  # another store has other options
+        had, has = old["recipe"].get("options", {}), new["recipe"]["options"]
+        keys = [key for key in sorted(had.keys() | has.keys()) if had.get(key) != has.get(key)]
+        found += [f"{key} {_brief(had.get(key))} → {_brief(has.get(key))}" for key in keys]
     before, after = old["recipe"].get("steps", []), new["recipe"]["steps"]
     names = [[step.get("step") for step in steps] for steps in (before, after)]
     if all(len(set(some)) == len(some) for some in names):

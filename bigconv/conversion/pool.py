@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 import types
 from collections import deque
@@ -30,6 +31,7 @@ from bigconv.sources.base import Reject, Span
 AHEAD = 2  # spans a worker has been given: one to do, one so that it never waits for the next
 WINDOW = 3  # spans a worker that may be begun before the one that is written: bounds memory
 POLL_SECONDS = 0.5  # how often a hanging worker is looked for
+_MAIN = threading.RLock()  # of `no_main`: reentrant, as a process that is forked within inherits it locked
 
 
 def run_parallel(
@@ -98,9 +100,9 @@ class _Pool:
         self, work: Work, spans: Sequence[Span], workers: int, timeout: float | None, start_method: str | None
     ) -> None:
         self._work, self._spans, self._workers, self._timeout = work, spans, workers, timeout
-        self._context: Any = multiprocessing.get_context(start_method or _best_method())
+        self._context: Any = multiprocessing.get_context(start_method or best_method())
         if self._context.get_start_method() == "forkserver":
-            self._context.set_forkserver_preload(_preload(work))
+            self._context.set_forkserver_preload(preload(work))
         self._members: list[_Member] = []
         self._progress: dict[int, _Progress] = {}
         self._next = 0  # the next span to give out
@@ -256,7 +258,7 @@ class _Pool:
                 item = _unpacked(member, *message[2:])
                 if item.block is not None:
                     block = item.block.take(np.arange(len(item.block)))
-                    item = Item(item.upto, block, item.digest, item.rejects)
+                    item = Item(item.upto, block, item.digest, item.rejects, item.seen)
                     member.tell("free", message[3].slot)
                 items.append(item)
             elif message[0] == "done":
@@ -269,12 +271,12 @@ def _unpacked(member: _Member, upto: int, shipment: Shipment | None, rejects: tu
     if shipment is None:
         return Item(upto, None, b"", rejects)
     block: Block = member.arrivals.unpack(shipment)
-    return Item(upto, block, shipment.digest, rejects)
+    return Item(upto, block, shipment.digest, rejects, shipment.seen)
 
 
 def prepare(modules: Sequence[str]) -> None:
     """Let the fork server start and import what workers need, while the source is still being listed."""
-    if _best_method() != "forkserver":
+    if best_method() != "forkserver":
         return
     from multiprocessing import forkserver
 
@@ -296,12 +298,12 @@ def cause(exitcode: int | None) -> str:
     return f"ended with exit code {exitcode}"
 
 
-def _best_method() -> str:
+def best_method() -> str:
     """forkserver: workers are forked from a clean process in which the heavy imports are done once."""
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-def _preload(work: Work) -> list[str]:
+def preload(work: Work) -> list[str]:
     """Modules that all workers need, imported once in the fork server."""
     modules = ["bigconv.conversion.worker", type(work.source).__module__]
     modules += [type(step).__module__ for step in work.steps]
@@ -316,9 +318,10 @@ def no_main() -> Iterator[None]:
 
     Without this a script that calls `bigconv.convert` at its top level would run itself again in every worker.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _MAIN:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main

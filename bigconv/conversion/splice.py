@@ -42,6 +42,7 @@ class Spliced:
     decodes: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ()
     hints: ClassVar[tuple[str, ...]] = ()
+    one_file_a_row: ClassVar[bool] = True
 
     view: StoreView
     origin: Index  # int64 [runs, 5] of the old rows
@@ -51,11 +52,19 @@ class Spliced:
     numbers: Index  # int64 [files of the source]: their numbers in `files`
     relabel: dict[str, Index]
     schema: Schema
+    digests: Index  # int64 [files of the old store, 2]
     held: str  # which rows the old store has: its content digest, or the hash of the plan that made it
 
     @property
     def inputs(self) -> int:
         return sum(s.stop - s.start for s in self.segments)
+
+    def file_digest(self, file: int) -> tuple[int, int]:
+        """Of a file whose rows are copied, what was noted when it was read: it may have gone since."""
+        if file < len(self.digests) and self.digests[file].any():
+            high, low = self.digests[file].tolist()
+            return high, low
+        return self.files.digest(file)
 
     def plan(self) -> Sequence[Span]:
         spans, start = [], 0
@@ -130,8 +139,8 @@ def appended(plan: Plan, there: Opened) -> Plan | None:
     )
     numbers = np.array([known.get(name, 0) for name in names], np.int64)
     numbers[fresh] = len(old.ends) + np.arange(len(fresh))
-    segments = [Segment(True, 0, there.manifest.rows), *_runs(fresh)]
-    schema, relabel = _merged_schema(there.manifest.schema, plan.schema)
+    segments = [Segment(True, 0, there.manifest.rows), *runs(fresh)]
+    schema, relabel = merged_schema(there.manifest.schema, plan.schema)
     return _spliced(plan, there, old, segments, merged, numbers, relabel, schema, held)
 
 
@@ -157,7 +166,7 @@ def retried(plan: Plan, there: Opened, made_from: provenance.Provenance | None =
         raise OutputError(f"{there.path}: files of good rows have changed; make it anew with --overwrite")
     segments: list[Segment] = []
     row = 0
-    for run in _runs(missing):
+    for run in runs(missing):
         before = int(np.searchsorted(made, run.start))
         if before > row:
             segments.append(Segment(True, row, before))
@@ -181,7 +190,7 @@ def _spliced(
     held: str,
 ) -> Plan:
     view = StoreView.of([there])
-    source = Spliced(view, old.runs, plan.work, tuple(segments), files, numbers, relabel, schema, held)
+    source = Spliced(view, old.runs, plan.work, tuple(segments), files, numbers, relabel, schema, old.digests, held)
     return replace(plan, source=source, steps=(), schema=schema, spans=source.plan(), stands_for=plan)
 
 
@@ -200,7 +209,7 @@ def _old_files(
     return provenance.Provenance.from_bytes(raw, str(there.path))
 
 
-def _merged_schema(old: Schema, new: Schema) -> tuple[Schema, dict[str, Index]]:
+def merged_schema(old: Schema, new: Schema) -> tuple[Schema, dict[str, Index]]:
     """The old fields, with new classes behind the old ones, and the numbers that new labels get."""
     fields: list[Field] = []
     relabel: dict[str, Index] = {}
@@ -218,7 +227,7 @@ def _merged_schema(old: Schema, new: Schema) -> tuple[Schema, dict[str, Index]]:
     return Schema(tuple(fields)), relabel
 
 
-def _runs(numbers: Array) -> list[Segment]:
+def runs(numbers: Array) -> list[Segment]:
     """Neighbouring numbers as segments of inputs."""
     cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
     return [Segment(False, int(piece[0]), int(piece[-1]) + 1) for piece in np.split(numbers, cuts)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from bigconv.block import Block
 from bigconv.digest import block_digest
@@ -35,6 +38,7 @@ class Item:
     block: Block | None
     digest: bytes
     rejects: tuple[Reject, ...]
+    seen: bytes = b""  # int64 [files, 3]: number and digest of each file that a row was made of as a whole
 
 
 def run_span(work: Work, span: Span) -> Iterator[Item]:
@@ -46,6 +50,7 @@ def run_span(work: Work, span: Span) -> Iterator[Item]:
             yield Item(upto, None, b"", (read,))
             continue
         upto += len(read)
+        seen = _digests(source, read)
         blocks, rejects = _transformed(source, read, work.steps)
         block = Block.concat(blocks) if blocks else None
         if block is None or not len(block):
@@ -54,9 +59,21 @@ def run_span(work: Work, span: Span) -> Iterator[Item]:
         if block.schema != work.schema:
             raise SchemaError(f"a step changed the fields: expected {work.schema}, got {block.schema}")
         block.validate()
-        yield Item(upto, block, block_digest(block), tuple(rejects))
+        yield Item(upto, block, block_digest(block), tuple(rejects), seen)
     if source.inputs is not None and upto != len(span):
         raise InputError(f"{source.name}: inputs {span.start} to {span.stop} gave {upto} rows: the source has changed")
+
+
+def _digests(source: Source, block: Block) -> bytes:
+    """What files the rows were made of, where each file is one row: hashed while they are still in memory."""
+    whole = getattr(source, "one_file_a_row", source.inputs == len(source.files))
+    if block.origin is None or not whole or not source.files.root:
+        return b""
+    digest, found = getattr(source, "file_digest", source.files.digest), []
+    for file in dict.fromkeys(block.origin[:, 0].tolist()):
+        with suppress(OSError):  # gone in the meantime: its row is there, its digest isn't
+            found.append((file, *digest(file)))
+    return np.array(found, "<i8").tobytes()
 
 
 def _transformed(source: Source, block: Block, steps: Sequence[Transform]) -> tuple[list[Block], list[Reject]]:

@@ -30,6 +30,7 @@ class Shipment:
     columns: tuple[tuple[str, tuple[Entry | None, ...]], ...]
     origin: Entry | None
     digest: bytes
+    seen: bytes  # as `Item.seen`
 
 
 class Slots:
@@ -49,7 +50,7 @@ class Slots:
     def free(self, slot: int) -> None:
         self._free.append(slot)
 
-    def pack(self, block: Block, digest: bytes) -> Shipment:
+    def pack(self, block: Block, digest: bytes, seen: bytes) -> Shipment:
         """Copy a block into a free slot."""
         arrays: list[Array] = []
         sizes: list[int] = []
@@ -75,7 +76,7 @@ class Slots:
         room = np.frombuffer(self._maps[slot], np.uint8)
         for array, start in zip(arrays, sizes, strict=True):
             room[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-        return Shipment(slot, self._fresh.pop(slot, None), columns, origin, digest)
+        return Shipment(slot, self._fresh.pop(slot, None), columns, origin, digest, seen)
 
     def _slot(self, nbytes: int) -> int:
         for slot in self._free:

@@ -63,7 +63,7 @@ class _Worker:
                 if item.block is not None:
                     while self._slots.held >= MAX_SLOTS or self._pipe.poll():
                         self._hear()  # the parent is behind: wait until it gives a slot back
-                    shipment = self._slots.pack(item.block, item.digest)
+                    shipment = self._slots.pack(item.block, item.digest, item.seen)
                 self._pipe.send(("item", number, item.upto, shipment, item.rejects))
             self._pipe.send(("done", number))
         except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from bigconv.block import Array, Index, Ragged
+from bigconv.errors import RowError, UsageError
 from bigconv.runtime import slots
 from bigconv.runtime.decoded import decoded
 from bigconv.runtime.resident import Resident
 from bigconv.runtime.rows import BatchColumn, DictRow, StackedBatch, selected
 from bigconv.schema import Schema
 from bigconv.view.table import StoreView
+from bigconv.view.unpack import CACHE_BYTES
 
 PathLike = str | os.PathLike[str]
+REMOTE_AHEAD = 16  # batches: a few seconds of training, in which a part of 256 MB comes
 
 
 class StoreDataset(Dataset[Any]):
@@ -29,6 +33,7 @@ class StoreDataset(Dataset[Any]):
     `decode`: fields of kind `encoded` become pixels, uint8 `[3, height, width]` with the channels last in memory
     (a batch, `[rows, 3, height, width]`, is `torch.channels_last`); False leaves the bytes of the files.
     `in_memory`: read everything now, into memory that all workers share: for compressed stores and slow disks.
+    `cache`: bytes of decoded chunks of compressed stores that each process keeps, for orders that come back to them.
 
     `dataset[i]` is one row with writable tensors of the stored dtypes (`()`-shaped fields as numbers, text as `str`);
     `dataset[a:b]` and `dataset[rows]` a stacked batch. Used by a DataLoader, a whole batch is gathered at once,
@@ -45,11 +50,15 @@ class StoreDataset(Dataset[Any]):
         batch_transform: Callable[[Any], Any] | None = None,
         decode: bool = True,
         in_memory: bool = False,
+        cache: int = CACHE_BYTES,
     ) -> None:
+        if cache < 0:
+            raise UsageError(f"cache must be 0 or more bytes, got {cache}")
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         view = StoreView(paths)
         schema, self._as_tuple = selected(view.schema, fields)
         self._view = view.select(schema.names)
+        self._view.cache_bytes = cache
         self.transform, self.batch_transform = transform, batch_transform
         self._decoded = {f.name for f in schema if decode and f.kind == "encoded"}
         self._in_memory = in_memory
@@ -69,7 +78,7 @@ class StoreDataset(Dataset[Any]):
         return len(self._view)
 
     def __repr__(self) -> str:
-        return f"StoreDataset({', '.join(map(str, self._view.paths))}: {len(self)} rows)"
+        return f"StoreDataset({self._view.told}: {len(self)} rows)"
 
     def __getstate__(self) -> dict[str, Any]:
         travels = self._resident is not None and self._resident.can_travel
@@ -82,6 +91,22 @@ class StoreDataset(Dataset[Any]):
             return self._batch(np.asarray(key))
         row: Any = self._take([int(key)])[0]
         return row if self.transform is None else self.transform(row)
+
+    def will_need(self, rows: Any) -> None:
+        """Have rows fetched that will be read soon, where they come from a slow disk. Numbers in a list or an array."""
+        if not self._in_memory and isinstance(rows, (list, np.ndarray)):
+            with suppress(RowError):  # of a row that isn't there: whoever reads it will be told
+                self._view.will_need(self._view.rows(rows))
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many batches early `will_need` helps: a page comes in a moment, a remote part takes seconds."""
+        return REMOTE_AHEAD if self._view.remote and not self._in_memory else 1
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are decompressed together; 1 where none are."""
+        return 1 if self._in_memory else self._view.chunk_rows
 
     def __getitems__(self, rows: Sequence[int] | Array) -> Any:
         """A whole batch, for the DataLoader; what it returns is for a collate function."""
@@ -107,6 +132,8 @@ class StoreDataset(Dataset[Any]):
         if self._in_memory and self._resident is None:  # unpickled where the memory could not follow
             self._resident = Resident(self._view)
         source = self._resident or self._view
+        if source is self._view and len(index) > 1:
+            self._view.will_need(index)
         columns: dict[str, BatchColumn] = {}
         for f in self.schema:
             room = None if f.ragged else slots.buffer(f.name, len(index) * f.row_bytes)

@@ -15,6 +15,7 @@ from bigconv.errors import UsageError
 from bigconv.runtime.dataset import StoreDataset
 from bigconv.runtime.order import BatchOrder
 from bigconv.runtime.prefetch import Prefetch
+from bigconv.view.readahead import with_coming
 
 _Sent = tuple[Any, torch.cuda.Event | None]  # a batch, and when it has arrived on its device
 
@@ -114,15 +115,20 @@ class Loader:
         ours = isinstance(self.batches, BatchOrder) and self.in_order
         self._given, self._start = 0, self._order().state_dict() if ours else None
         copy = _Copy(self.pin_memory, self.device)
-        tasks = enumerate(self.sampler if self.batches is None else self.batches)  # type: ignore[arg-type]
+        source: Iterable[Any] = self.sampler if self.batches is None else self.batches  # type: ignore[assignment]
+        # what a thread announces to the disk is the batch after those that are being made
+        ahead = max(1, self.threads) if isinstance(self.dataset, StoreDataset) else 0
+        tasks = enumerate(with_coming(source, ahead))
         work = partial(self._made, copy)
         if self.threads == 0:
             return _Epoch(self, copy, map(work, tasks))
         return _Epoch(self, copy, Prefetch(tasks, work, self.threads, self.prefetch, self.in_order))
 
-    def _made(self, copy: _Copy, task: tuple[int, Any]) -> _Sent:
-        number, rows = task
+    def _made(self, copy: _Copy, task: tuple[int, tuple[Any, Any]]) -> _Sent:
+        number, (rows, coming) = task
         try:
+            if isinstance(self.dataset, StoreDataset) and coming is not None:
+                self.dataset.will_need(coming)
             return copy.send(self._batch(rows))
         except Exception as error:
             error.add_note(f"in batch {number} of a Loader, rows {_glance(rows)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
@@ -13,6 +14,7 @@ from bigconv.block import Index
 from bigconv.errors import UsageError
 from bigconv.view.order import CHUNK, Order, epoch_order
 from bigconv.view.partition import Lane, Walk
+from bigconv.view.table import StoreView
 
 
 class BatchOrder(Sampler[Any]):
@@ -20,8 +22,13 @@ class BatchOrder(Sampler[Any]):
 
     `DataLoader(dataset, sampler=BatchOrder(dataset, 1024), batch_size=None)`: the dataset gets each array whole.
     `rows`: their number, or what has them. The order of an epoch is a pure function of `seed` and `epoch` and takes
-    no memory a row; `set_epoch` or the next `iter` moves on. `window`, in rows: shuffle chunks of `chunk` rows, and
-    rows within windows, instead of all rows (for stores that are compressed or larger than memory).
+    no memory a row; `set_epoch` or the next `iter` moves on.
+
+    `window`, in rows: shuffle chunks of `chunk` rows, and rows within windows of several chunks, instead of all rows,
+    for stores that are compressed or larger than memory. `chunk`: by default the rows that the dataset's store has
+    compressed together, or else 256. Each chunk is then decoded once an epoch if the dataset's `cache` holds a
+    window, and a warning says so if it doesn't. Class counts of batches vary `1 + batch_size * chunk / window` times
+    as much as in an exact shuffle where rows lie sorted by class, and no more than in one where they don't.
 
     Each rank gets its own batches: `rank` and `world_size` are torch.distributed's where it is initialised. Without
     `drop_last` (leave the last, incomplete step out) and `pad` (fill it up with rows of the epoch's start) every row
@@ -44,12 +51,12 @@ class BatchOrder(Sampler[Any]):
         rank: int | None = None,
         world_size: int | None = None,
         window: int | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> None:
         self._runs = [rows] if isinstance(rows, int) else runs_of(rows)
         self.rows = sum(self._runs)
         self.batch_size, self.shuffle, self.seed, self.drop_last, self.pad = batch_size, shuffle, seed, drop_last, pad
-        self.window, self.chunk = checked(window, chunk)
+        self.window, self.chunk = windowed(rows, window, chunk)
         self._rank, self._world_size = rank, world_size
         self.epoch = 0
         self._resume: Mapping[str, Any] | None = None
@@ -135,13 +142,28 @@ def current_lane(rank: int | None, world_size: int | None, worker: int = 0, work
 def runs_of(dataset: Sized) -> list[int]:
     """Rows of each store of a dataset; of anything else, its length."""
     view = getattr(dataset, "view", None)
-    return [len(dataset)] if view is None else [opened.manifest.rows for opened in view.stores]
+    return [len(dataset)] if view is None else np.diff(view.starts).tolist()
 
 
-def checked(window: int | None, chunk: int) -> tuple[int | None, int]:
-    """Window and chunk, both in rows. Raises `UsageError`."""
-    if chunk < 1 or (window is not None and window < 1):
+def windowed(dataset: Any, window: int | None, chunk: int | None) -> tuple[int | None, int]:
+    """Window and chunk, both in rows; where no chunk is given, that of the dataset's store. Raises `UsageError`."""
+    if (chunk is not None and chunk < 1) or (window is not None and window < 1):
         raise UsageError(f"window and chunk must be positive numbers of rows, got {window} and {chunk}")
+    if window is None:
+        return None, CHUNK if chunk is None else chunk
+    together = int(getattr(dataset, "chunk_rows", 1))
+    if together > 1:
+        view: StoreView = dataset.view
+        nbytes = window * sum(view.field_bytes(f.name) for f in view.schema) // max(1, len(view))
+        if nbytes > view.cache_bytes:
+            warnings.warn(
+                f"a window of {window:,} rows takes {nbytes:,} bytes, and the dataset keeps {view.cache_bytes:,} of "
+                f"decoded chunks: they will be decoded again and again.\nGive StoreDataset(cache={nbytes}), or a "
+                "smaller window",
+                stacklevel=3,
+            )
+    if chunk is None:
+        chunk = together if together > 1 else CHUNK
     return window, chunk
 
 

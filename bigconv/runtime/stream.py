@@ -12,9 +12,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from bigconv.errors import UsageError
 from bigconv.runtime.dataset import PathLike, StoreDataset
-from bigconv.runtime.order import checked, current_lane, hold_against, runs_of
-from bigconv.view.order import CHUNK, Mixed, Order, epoch_order
+from bigconv.runtime.order import current_lane, hold_against, runs_of, windowed
+from bigconv.view.order import Mixed, Order, epoch_order
 from bigconv.view.partition import Walk, merge
+from bigconv.view.readahead import with_coming
 
 READ_ROWS = 32  # rows gathered at once where they are given one by one: most of the gain of a batch, little held
 
@@ -26,7 +27,8 @@ class StreamDataset(IterableDataset[Any]):
     `StoreDataset` has them. With `batch_size` whole batches are given, stacked, or made by `collate_fn(rows)` (for
     rows of different sizes); use `DataLoader(stream, batch_size=None)`. Without, single rows.
 
-    `shuffle`: all rows, exactly; with `window`, in rows, chunks of `chunk` rows and rows within windows. `weights`: mix
+    `shuffle`: all rows, exactly; with `window`, in rows, chunks of `chunk` rows and rows within windows (see
+    `BatchOrder`). `weights`: mix
     the stores in these proportions, each entry of `path` (a store or a list of them) a source of its own; those
     that are used up start over; `rows`: length of an epoch then, else that of all sources.
 
@@ -53,7 +55,7 @@ class StreamDataset(IterableDataset[Any]):
         *,
         collate_fn: Callable[[Any], Any] | None = None,
         window: int | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         drop_last: bool = False,
         pad: bool = False,
         weights: Sequence[float] | None = None,
@@ -68,13 +70,13 @@ class StreamDataset(IterableDataset[Any]):
             given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
             groups = [[one] if isinstance(one, (str, os.PathLike)) else list(one) for one in given]
             self._dataset = StoreDataset([one for group in groups for one in group], fields, transform)
-            runs = iter(runs_of(self._dataset))
-            sources = [[next(runs) for _ in group] for group in groups]
+            runs = iter(self._dataset.view.root_runs)  # a sharded directory is one of a group, and has many
+            sources = [[rows for _ in group for rows in next(runs)] for group in groups]
         if batch_size is None and (collate_fn is not None or self._dataset.batch_transform is not None):
             raise UsageError("collate_fn and batch_transform need a batch_size")
         self._sources, self._weights, self._rows = sources, _checked_weights(weights, sources, rows), rows
         self.shuffle, self.seed, self.batch_size, self.collate_fn = shuffle, seed, batch_size, collate_fn
-        self.window, self.chunk = checked(window, chunk)
+        self.window, self.chunk = windowed(self._dataset, window, chunk)
         self.drop_last, self.pad = drop_last, pad
         self._rank, self._world_size = rank, world_size
         # shared memory: set_epoch must reach workers that live on from epoch to epoch
@@ -102,7 +104,7 @@ class StreamDataset(IterableDataset[Any]):
         return len(self._start())
 
     def __repr__(self) -> str:
-        return f"StreamDataset({', '.join(map(str, self._dataset.view.paths))}: {self._positions()} rows)"
+        return f"StreamDataset({self._dataset.view.told}: {self._positions()} rows)"
 
     def __getstate__(self) -> dict[str, Any]:
         self._hold_rank()  # another process doesn't know torch.distributed's
@@ -149,7 +151,9 @@ class StreamDataset(IterableDataset[Any]):
                     self._taken = taken
                     yield row
             return
-        for taken, rows in enumerate(batches, walk.taken + 1):
+        for taken, (rows, coming) in enumerate(with_coming(batches, self._dataset.batches_ahead), walk.taken + 1):
+            if coming is not None:
+                self._dataset.will_need(coming)
             whole = (
                 self._dataset[rows] if self.collate_fn is None else self.collate_fn(self._dataset.__getitems__(rows))
             )

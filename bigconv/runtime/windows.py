@@ -74,8 +74,15 @@ class WindowDataset(StoreDataset):
         return len(self._windows)
 
     def __repr__(self) -> str:
-        paths = ", ".join(map(str, self._windows.paths))
-        return f"WindowDataset({paths}: {len(self)} windows of {self._windows.sliding.length})"
+        return f"WindowDataset({self._view.told}: {len(self)} windows of {self._windows.sliding.length})"
+
+    def will_need(self, rows: Any) -> None:
+        """Windows follow on one another in the file, where the kernel reads ahead by itself."""
+
+    @property
+    def chunk_rows(self) -> int:
+        """Orders are of windows, whose chunks are no chunks of rows."""
+        return 1
 
     def _take(self, rows: Sequence[int] | Array) -> StackedBatch:
         block = self._windows.take(rows, slots.buffer)

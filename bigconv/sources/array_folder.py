@@ -1,4 +1,4 @@
-"""A folder of arrays, one sample a file."""
+"""A folder of arrays: one sample a file, or with `--rows` one sample a row of each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from bigconv import registry
 from bigconv.block import Array, Block, Column, Ragged
-from bigconv.errors import InputError, SchemaError
+from bigconv.errors import InputError, SchemaError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.sources import npy
+from bigconv.sources.array_rows import ArrayRows
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, origins
 from bigconv.sources.filelist import FileList
 
@@ -28,20 +29,27 @@ class ArrayFolder:
 
     name: ClassVar[str] = "array-folder"
     decodes: ClassVar[bool] = True
-    options: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ("rows", "axis")
     hints: ClassVar[tuple[str, ...]] = ()
 
     files: FileList
     schema: Schema
 
     @classmethod
-    def find(cls, paths: Sequence[Path]) -> ArrayFolder:
-        """List the files and read every header: the schema must hold for all of them. Raises `InputError`."""
+    def find(cls, paths: Sequence[Path], *, rows: bool = False, axis: int = 0) -> ArrayFolder | ArrayRows:
+        """List the files and read every header: the schema must hold for all of them.
+
+        `rows`: files are put together along `axis`, instead of making one row each. Raises `InputError`, `UsageError`.
+        """
         if len(paths) != 1 or not paths[0].is_dir():
             raise InputError("a folder of arrays is one folder; name the files themselves to make a field of each")
         files = FileList.below(paths[0], lambda name: name.lower().endswith(EXTENSIONS))
         if not len(files):
             raise InputError(f"{paths[0]}: no .npy or .npz files in it")
+        if rows:
+            return ArrayRows.of(files, _members, axis)
+        if axis:
+            raise UsageError("--axis has no meaning where each file is one row: --rows makes a row of each of theirs")
         first: dict[str, npy.ArrayFile] | None = None
         shapes: dict[str, list[int | None]] = {}
         for i in range(len(files)):

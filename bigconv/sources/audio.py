@@ -25,7 +25,7 @@ from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.sources.base import Reject, Span
 from bigconv.sources.filelist import FileList
-from bigconv.sources.labels import class_names, numbered, told_of
+from bigconv.sources.labels import Classes, class_names, numbered, told_of
 from bigconv.sources.named import NamedFiles
 from bigconv.sources.rowwise import SPAN_INPUTS, Row, assembled, sized_spans
 
@@ -46,7 +46,7 @@ class Audio:
 
     name: ClassVar[str] = "audio"
     decodes: ClassVar[bool] = True
-    options: ClassVar[tuple[str, ...]] = ("label_from", "resample")
+    options: ClassVar[tuple[str, ...]] = ("label_from", "classes", "resample")
     hints: ClassVar[tuple[str, ...]] = ("workers",)
 
     found: NamedFiles
@@ -58,11 +58,17 @@ class Audio:
 
     @classmethod
     def find(
-        cls, paths: Sequence[Path], *, label_from: str | None = None, resample: int | None = None, workers: int = 1
+        cls,
+        paths: Sequence[Path],
+        *,
+        label_from: str | None = None,
+        classes: Classes | None = None,
+        resample: int | None = None,
+        workers: int = 1,
     ) -> Audio:
         """List the files, find their labels and read their headers.
 
-        `label_from`: see `labels.class_names`. `resample`: Hz. Raises `InputError`, also when some files have more
+        `label_from`, `classes`: see `labels`. `resample`: Hz. Raises `InputError`, also when some files have more
         channels than others, `UsageError`, `MissingPackage`.
         """
         if resample is not None and not 1 <= resample <= MAX_RATE:
@@ -87,8 +93,10 @@ class Audio:
         ]
         labels = None
         if names is not None:
-            label, labels = numbered(names)
+            label, labels = numbered(names, classes)
             fields.append(label)
+        elif classes is not None:
+            raise UsageError("--classes needs labels: say where they come from with --label-from")
         return cls(found, Schema(tuple(fields)), frames, labels, label_from or "none", resample)
 
     @property

@@ -175,8 +175,10 @@ def array_type(kind: Any) -> tuple[str, tuple[int, ...]]:
         return "uint8", (kind.byte_width,)
     if pa.types.is_boolean(kind):
         return "bool", ()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return np.dtype(kind.to_pandas_dtype()).name, ()
+    if pa.types.is_integer(kind):
+        return str(kind), ()  # Arrow's names are numpy's
+    if pa.types.is_floating(kind):
+        return f"float{kind.bit_width}", ()
     if pa.types.is_decimal(kind) or pa.types.is_null(kind):
         return "float64", ()
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):

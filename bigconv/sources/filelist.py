@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bigconv import fsio
 from bigconv.block import Index
 from bigconv.errors import InputError
+
+_FOLLOW = ContextVar("follow_links", default=False)
+
+
+@contextmanager
+def following_links() -> Iterator[None]:
+    """Within it `FileList.below` follows links wherever they lead (`--follow-links`), whichever source asks."""
+    token = _FOLLOW.set(True)
+    try:
+        yield
+    finally:
+        _FOLLOW.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +61,16 @@ class FileList:
         ends = self.ends[start:stop].tolist()
         begin = int(self.ends[start - 1]) if start else 0
         return [root + self.names[a:b] for a, b in zip([begin, *ends], ends, strict=False)]
+
+    def take(self, numbers: Index) -> FileList:
+        """Some of the files, `[files]`, in the order of the numbers."""
+        names = [os.fsencode(self.name(i)) for i in numbers.tolist()]
+        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        return FileList(self.root, b"".join(names), ends, self.sizes[numbers], self.mtimes[numbers])
+
+    def digest(self, i: int) -> tuple[int, int]:
+        """xxh3-128 of the bytes of file `i`, as two int64."""
+        return file_digest(self.path(i))
 
     @classmethod
     def of(cls, root: Path, found: Iterable[tuple[bytes, os.stat_result]]) -> FileList:
@@ -81,11 +107,11 @@ class FileList:
     def below(cls, root: Path, wanted: Callable[[str], bool]) -> FileList:
         """Every regular file below `root` whose name `wanted` accepts.
 
-        Links that lead out of `root`, hidden files, and special files (pipes, devices) are passed over; a folder
-        that links lead to as well is listed once, under its own name. Raises `InputError` when a folder can't be
-        listed.
+        Links that lead out of `root` (unless within `following_links`), hidden files, and special files (pipes,
+        devices) are passed over; a folder that links lead to as well is listed once, under its own name. Raises
+        `InputError` when a folder can't be listed.
         """
-        real = os.path.realpath(root)
+        real, follow = os.path.realpath(root), _FOLLOW.get()
         found: list[tuple[bytes, os.stat_result]] = []
         seen: set[tuple[int, int]] = set()
         todo = [(real, b"")]
@@ -104,7 +130,8 @@ class FileList:
                     for entry in entries:
                         if entry.name.startswith("."):
                             continue
-                        if entry.is_symlink() and not os.path.realpath(entry.path).startswith(real + os.sep):
+                        outside = entry.is_symlink() and not os.path.realpath(entry.path).startswith(real + os.sep)
+                        if outside and not follow:
                             continue
                         try:
                             info = entry.stat()
@@ -118,6 +145,11 @@ class FileList:
             except OSError as error:
                 raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
         return cls.of(root, found)
+
+
+def file_digest(path: str) -> tuple[int, int]:
+    high, low = struct.unpack(">qq", bytes.fromhex(fsio.digest_file(Path(path))))
+    return high, low
 
 
 def told(path: str | os.PathLike[str]) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 
 from bigconv import decode, registry
 from bigconv.block import Array, Block, Column, Index, Ragged
-from bigconv.errors import InputError
+from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
 from bigconv.sources.filelist import FileList
-from bigconv.sources.labels import class_names, numbered, told_of
+from bigconv.sources.labels import Classes, class_names, numbered, told_of
 
 EXTENSIONS = registry.SOURCES["images"].extensions
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
@@ -35,7 +35,7 @@ class ImageFolder:
 
     name: ClassVar[str] = "images"
     decodes: ClassVar[bool] = True
-    options: ClassVar[tuple[str, ...]] = ("label_from", "keep_encoded")
+    options: ClassVar[tuple[str, ...]] = ("label_from", "classes", "keep_encoded")
     hints: ClassVar[tuple[str, ...]] = ("workers", "sizes_matter")
 
     files: FileList
@@ -49,6 +49,7 @@ class ImageFolder:
         paths: Sequence[Path],
         *,
         label_from: str | None = None,
+        classes: Classes | None = None,
         keep_encoded: bool = False,
         workers: int = 1,
         sizes_matter: bool = True,
@@ -57,7 +58,8 @@ class ImageFolder:
 
         `label_from`: `folder` (the first folder below `paths[0]`; what is done by default when no image lies outside
         of one), `name:REGEX` (group 1, or else the match, in the relative path), `csv:FILE` (two columns, file and
-        label; rows on other files, such as a header, are passed over) or `none`. Classes are sorted bytewise.
+        label; rows on other files, such as a header, are passed over) or `none`. Classes are sorted bytewise, or as in
+        `classes`: a file, a store or a list.
         `sizes_matter=False` looks into no file: sizes then vary. Raises `InputError`, `UsageError`.
         """
         if len(paths) != 1 or not paths[0].is_dir():
@@ -74,8 +76,10 @@ class ImageFolder:
             fields = [Field("image", "uint8", (*(size or (None, None)), 3), kind="image", layout="hwc")]
         labels = None
         if names is not None:
-            label, labels = numbered(names)
+            label, labels = numbered(names, classes)
             fields.append(label)
+        elif classes is not None:
+            raise UsageError("--classes needs labels: say where they come from with --label-from")
         return cls(files, Schema(tuple(fields)), labels, label_from)
 
     @property

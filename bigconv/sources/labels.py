@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from bigconv import registry
 from bigconv.block import Index
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, unknown
 from bigconv.sources.filelist import FileList
+from bigconv.view.opening import open_store
 
 LABELS = ("folder", "name:REGEX", "csv:FILE", "none")
+MAX_CLASSES_BYTES = 64 << 20  # 64 MiB: a million names of 64 bytes
+
+Classes = str | os.PathLike[str] | Sequence[str]  # a file, or the names themselves
 
 
 def class_names(files: FileList, label_from: str | None, what: str) -> tuple[str, list[str] | None]:
@@ -108,12 +113,59 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")  # as JSON and terminals can't hold bytes that aren't UTF-8
 
 
-def numbered(names: Sequence[str]) -> tuple[Field, Index]:
-    """The field `label`, whose classes are the names sorted bytewise, and int64 `[files]`: the class of each."""
-    classes = tuple(sorted(set(names)))  # str sorts by code point, which is the order of its UTF-8 bytes
+def numbered(names: Sequence[str], classes: Classes | None = None) -> tuple[Field, Index]:
+    """The field `label`, and int64 `[files]`: the class of each. Classes are the names sorted bytewise.
+
+    `classes`: those of a file or in a list instead, in its order. Raises `InputError` for a name that is none of them.
+    """
+    if classes is None:
+        classes = tuple(sorted(set(names)))  # str sorts by code point, which is the order of its UTF-8 bytes
+    else:
+        classes = known_classes(classes)
+        new = sorted(set(names).difference(classes))
+        if new:
+            more = f", nor are {len(new) - 1} others" if len(new) > 1 else ""
+            raise InputError(f"--classes: {unknown('class', new[0], classes[:50])}{more}")
     number = {name: i for i, name in enumerate(classes)}
     labels = np.fromiter((number[name] for name in names), np.int64, len(names))
     return Field("label", "int64", (), kind="label", classes=classes), labels
+
+
+def known_classes(classes: Classes) -> tuple[str, ...]:
+    """Names of classes in their order: one a line of a file in UTF-8, those of a store's labels, or a list as it is.
+
+    Raises `InputError`.
+    """
+    if not isinstance(classes, str | os.PathLike):
+        found = tuple(classes)
+    else:
+        path = Path(classes)
+        found = _of_store(path) if registry.recognise(path) else _of_lines(path)
+    if not found or len(set(found)) < len(found):
+        twice = next((name for i, name in enumerate(found) if name in found[:i]), None)
+        raise InputError(f"--classes: {'no names in it' if twice is None else f'{twice!r:.80} stands there twice'}")
+    return found
+
+
+def _of_store(path: Path) -> tuple[str, ...]:
+    fields = [f for f in open_store(path).manifest.schema if f.classes]
+    if len(fields) != 1 or fields[0].classes is None:
+        raise InputError(f"--classes {path}: {len(fields)} fields of this store have classes, expected one")
+    return fields[0].classes
+
+
+def _of_lines(path: Path) -> tuple[str, ...]:
+    try:
+        if path.is_file() and path.stat().st_size > MAX_CLASSES_BYTES:
+            raise InputError(f"--classes {path}: more than {MAX_CLASSES_BYTES} bytes are no list of classes")
+        if not path.is_file():
+            raise InputError(f"--classes {path}: no such file: expected one name a line, or a store with labels")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"--classes {path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--classes {path}: not UTF-8: expected one name a line, or a store with labels") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def told_of(label_from: str, labels: Index | None) -> dict[str, Any]:

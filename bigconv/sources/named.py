@@ -41,3 +41,8 @@ class NamedFiles:
     def name(self, i: int) -> str:
         """Path relative to the source, as messages show it."""
         return self.files.name(i)
+
+    def unchanged(self, i: int) -> None:
+        """Raise `InputError` for a file that has another size than when it was listed."""
+        if os.stat(self.paths[i]).st_size != self.files.sizes[i]:
+            raise InputError(f"changed since it was listed with {self.files.sizes[i]} bytes")

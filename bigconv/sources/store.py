@@ -1,4 +1,4 @@
-"""Any bigconv store, or several with the same fields, as a source: format changes, merges, re-layout."""
+"""Any bigconv store or sharded directory, or several with the same fields: format changes, merges, re-layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bigconv.block import Block
+from bigconv.block import Block, Index
 from bigconv.schema import Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
 from bigconv.sources.filelist import FileList, told
@@ -44,9 +44,17 @@ class StoreSource:
         return len(self.view)
 
     def plan(self) -> Sequence[Span]:
-        total = sum(opened.bytes() for opened in self.view.stores)
+        total = sum(root.bytes() for root in self.view.roots)
         row = max(1, total // max(1, len(self.view)))
         return even_spans(len(self.view), max(1, SPAN_BYTES // row))
+
+    def row_bytes(self, rows: Index) -> Index:
+        """int64 `[rows]`: bytes of each row's values."""
+        each = np.full(len(rows), sum(f.row_bytes for f in self.schema if not f.ragged), np.int64)
+        for f in self.schema:
+            if f.ragged:
+                each += self.view.lengths(f.name, rows) * f.row_bytes
+        return each
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
         row = span.start
@@ -60,6 +68,6 @@ class StoreSource:
             "kind": self.name,
             "stores": [
                 {"path": told(s.path), "rows": s.manifest.rows, "content_digest": s.manifest.content_digest}
-                for s in self.view.stores
+                for s in self.view.roots
             ],
         }

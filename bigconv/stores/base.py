@@ -8,11 +8,12 @@ All fast reading is done by one gather engine, in `bigconv.view.gather`, from th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from bigconv.block import Block, Index
+from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
 from bigconv.schema import Schema
 
@@ -56,7 +57,37 @@ class Indexed:
     items: int
 
 
-Location = Strided | Chunked | Indexed
+@dataclass(frozen=True)
+class Packed:
+    """Items in equal chunks, each compressed to a frame (`bigconv.stores.frames`) in one of several files.
+
+    Item `i` is in chunk `c = i // chunk_items`, whose frame lies in file `paths[c // shard_chunks]`. In that file a
+    table, uint64 `[shard_chunks, 2]`, begins at byte `tables[c // shard_chunks]`; its entry `c % shard_chunks` tells
+    the frame's first byte and how many bytes there are for it. Every frame holds `chunk_items * item_bytes` bytes.
+    """
+
+    paths: tuple[Path, ...]
+    tables: tuple[int, ...]
+    items: int
+    item_bytes: int
+    chunk_items: int
+    shard_chunks: int
+
+
+@dataclass(frozen=True)
+class PackedRecords:
+    """Items in records, each record a frame: that of item `i` starts at byte `index[i]` of one file.
+
+    Decoded, the item starts `delta` bytes behind the record's start. `index`: a `.npy` file of int64 `[items]`.
+    """
+
+    path: Path
+    index: Path
+    delta: int
+    items: int
+
+
+Location = Strided | Chunked | Indexed | Packed | PackedRecords
 
 
 @dataclass(frozen=True)
@@ -119,7 +150,7 @@ class StoreReader(Protocol):
     rows: int
 
     def locate(self) -> Whereabouts | None:
-        """Where every field's bytes lie; None when they can't be mapped (compressed, foreign, in memory)."""
+        """Where every field's bytes lie; None where only the library can tell (foreign, in memory)."""
 
     def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
         """Rows in the order given, through the store's own library: the fallback and the oracle."""
@@ -162,6 +193,24 @@ class Store(Protocol):
 
 def config(store: Any) -> dict[str, Any]:
     """A store's options as JSON values."""
-    from dataclasses import asdict
-
     return asdict(store)
+
+
+def configured(kind: Any, options: Mapping[str, Any]) -> Any:
+    """A store of this kind with options that a user gave. Raises `UsageError` for one that it doesn't have."""
+    known = {f.name for f in fields(kind)}
+    for key in options:
+        if key not in known:
+            raise UsageError(f"--{key.replace('_', '-')} has no meaning for {kind.name} stores")
+    return kind(**options)
+
+
+def recalled(kind: Any, recipe: Mapping[str, Any]) -> Any:
+    """A store of this kind with the options of a manifest's recipe, as far as they are known and make sense."""
+    given = recipe.get("options")
+    if isinstance(given, Mapping) and recipe.get("to") == kind.name:
+        try:
+            return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
+        except (TypeError, ValueError, AttributeError):  # made by another version, or edited
+            pass
+    return kind()

@@ -35,12 +35,16 @@ class Columns:
             self.rows = int(state["rows"])
             self._totals = {name: int(state["totals"][name]) for name in self._totals}
         for part in schema.parts():
-            keep = 0 if state is None else head + self.items(part) * part.item_bytes
-            file = self.files[part.name] = fsio.AppendFile(path / part_file(part), keep)
-            if state is None:
-                file.write(bytes(head))
-                if part.role == "offsets":
-                    file.write(np.zeros(1, "<i8").tobytes())
+            self.files[part.name] = self._file(part, state)
+
+    def _file(self, part: Part, state: Mapping[str, Any] | None) -> fsio.AppendFile:
+        keep = 0 if state is None else self.head + self.items(part) * part.item_bytes
+        file = fsio.AppendFile(self.path / part_file(part), keep)
+        if state is None:
+            file.write(bytes(self.head))
+            if part.role == "offsets":
+                file.write(np.zeros(1, "<i8").tobytes())
+        return file
 
     def checkpoint(self) -> dict[str, Any]:
         for file in self.files.values():

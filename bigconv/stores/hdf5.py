@@ -1,13 +1,13 @@
-"""HDF5: one contiguous dataset a part, so that its rows can be mapped. Layout: docs/format.md.
+"""HDF5: one contiguous dataset a part, so that its rows can be mapped; or compressed chunks. Layout: docs/format.md.
 
-The HDF5 library only ever writes metadata. Rows are written by plain file writes at the offsets it
-gave out, because a killed HDF5 library leaves an unreadable file, and a plain write doesn't.
+The HDF5 library only ever writes metadata, and copies compressed chunks when they are all there. Rows are written by
+plain file writes at the offsets it gave out, because a killed HDF5 library leaves an unreadable file, and a plain
+write doesn't.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,35 +19,53 @@ import numpy.typing as npt
 from bigconv import fsio
 from bigconv.block import Block, Index, Ragged
 from bigconv.digest import raw
-from bigconv.errors import BigconvError, IncompleteStore, NotAStore
+from bigconv.errors import IncompleteStore, NotAStore, UsageError
 from bigconv.manifest import MAX_BYTES, Manifest
 from bigconv.schema import Part, Schema
-from bigconv.stores.base import RaggedColumns, Strided, Whereabouts
+from bigconv.stores import frames
+from bigconv.stores.base import Packed, RaggedColumns, Strided, Whereabouts
 from bigconv.stores.columns import Columns, part_items, take_column
+from bigconv.stores.frames import Codec
+from bigconv.stores.hdf5_file import ALIGNMENT, LIBVER, allocate, check_end, create, damage, opened
+from bigconv.stores.hdf5_packed import CHUNK_BYTES, VALUES_BYTES, PackedArray, PackedColumns, place
 
 MANIFEST = "_bigconv/manifest"
-ALIGNMENT = 4096  # a page
-_LIBVER = ("v110", "v110")  # the oldest format whose headers carry checksums throughout
 
 
 @dataclass(frozen=True)
 class Hdf5:
-    """One HDF5 file; fixed and ragged fields in contiguous, unfiltered datasets."""
+    """One HDF5 file; fixed and ragged fields in contiguous, unfiltered datasets, or in compressed chunks.
+
+    `compress`: `none`, `lz4`, `zstd` or `zstd:LEVEL`, by the Blosc filter. `chunk`: rows a chunk then.
+    """
 
     name: ClassVar[str] = "hdf5"
 
+    compress: str = "none"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compress", frames.checked(self.compress))
+        if self.chunk is not None and self.chunk < 1:
+            raise UsageError(f"--chunk {self.chunk}: expected 1 row or more")
+        if self.chunk is not None and self.compress == "none":
+            raise UsageError(
+                "--chunk: uncompressed rows lie one after another in an HDF5 file, in no chunks.\n"
+                "Leave it out, or compress with --compress lz4"
+            )
+
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> Hdf5Writer:
-        return Hdf5Writer(path, schema, rows)
+        return Hdf5Writer(path, schema, rows, None, self._codecs(schema))
 
     def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> Hdf5Writer:
-        return Hdf5Writer(path, schema, rows, state)
+        return Hdf5Writer(path, schema, rows, state, self._codecs(schema))
 
     def open(self, path: Path, schema: Schema, rows: int) -> Hdf5Reader:
         return Hdf5Reader(path, schema, rows)
 
     def manifest(self, path: Path) -> bytes:
         check_end(path)
-        with _damage(path), _opened(path) as file:
+        with damage(path), opened(path) as file:
             if MANIFEST not in file:
                 raise NotAStore(f"{path}: no manifest: not a bigconv store, or one that was never finished")
             dataset = file[MANIFEST]
@@ -58,14 +76,14 @@ class Hdf5:
             return bytes(dataset[:].tobytes())
 
     def attachment(self, path: Path, name: str) -> bytes | None:
-        with _damage(path), _opened(path) as file:
+        with damage(path), opened(path) as file:
             dataset = file.get(f"_bigconv/{name}")
             if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
                 return None
             return bytes(dataset[:].tobytes())
 
     def files(self, path: Path) -> dict[str, tuple[int, str]]:
-        with _damage(path), _opened(path) as file:
+        with damage(path), opened(path) as file:
             if MANIFEST not in file:
                 return {}  # the writer adds it with the manifest
             dataset = file[MANIFEST]
@@ -79,79 +97,20 @@ class Hdf5:
             raise IncompleteStore(f"{path}: has {path.stat().st_size} bytes instead of {size}: cut short or changed")
 
     def describe(self, schema: Schema) -> dict[str, str]:
-        return {f.name: "values + offsets" if f.ragged else "contiguous" for f in schema}
+        codecs, found = self._codecs(schema), {}
+        for f in schema:
+            words = "contiguous" if not f.ragged else "values + offsets"
+            if (packed := codecs.get(f.parts()[0].name)) is not None:
+                codec, items = packed
+                unit = "value" if f.ragged else "row"
+                chunks = f"chunks of {items} {unit}{'s' if items > 1 else ''}, {codec.words}"
+                words = f"{words}, {chunks}" if f.ragged else chunks
+            found[f.name] = words
+        return found
 
-
-def check_end(path: Path) -> None:
-    """The file has exactly the bytes its superblock names (HDF5 format, II.A: version 2 and 3)."""
-    with open(path, "rb") as file:
-        head = file.read(48)
-        size = path.stat().st_size
-    if head[:8] != b"\x89HDF\r\n\x1a\n":
-        raise NotAStore(f"{path}: not an HDF5 file")
-    if len(head) < 48:
-        raise IncompleteStore(f"{path}: cut short: {size} bytes")
-    if head[8] in (2, 3) and head[9] == 8:
-        end = int.from_bytes(head[28:36], "little")
-        if end != size:
-            raise IncompleteStore(f"{path}: has {size} bytes instead of {end}: cut short or changed")
-
-
-def _opened(path: Path) -> h5py.File:
-    with _damage(path):
-        # a file system may have no locks; and a file that the user has open can only be opened with the same flags
-        for locking in (None, False, True):
-            try:
-                return h5py.File(path, "r", locking=locking)
-            except OSError as error:
-                if "lock" not in str(error):
-                    raise
-        return h5py.File(path, "r", locking="best-effort")
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """What h5py raises on damaged metadata, by no fixed type, as `IncompleteStore`."""
-    try:
-        yield
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
-        if isinstance(error, BigconvError):
-            raise
-        why = " ".join(str(error).split())[:200]
-        raise IncompleteStore(f"{path}: damaged: the HDF5 library says: {why}") from error
-
-
-def _allocate(path: Path, parts: list[tuple[Part, int]]) -> dict[str, tuple[int, int]]:
-    """Create a file with all datasets allocated and no data; part name -> (byte offset, bytes).
-
-    Fill time NEVER and early allocation: the file is sparse, and takes no time to make.
-    """
-    found: dict[str, tuple[int, int]] = {}
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
-    with (
-        fsio.library_writing(path),
-        h5py.File(path, "w", libver=_LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
-    ):
-        for part, items in parts:
-            shape = (items, *part.shape)
-            dataset = _create(file, part.name, shape, part.dtype, links)
-            size = items * part.item_bytes
-            offset = dataset.get_offset() if size else 0
-            if offset is None:
-                raise IncompleteStore(f"{path}: HDF5 gave no place to {part.name}")
-            found[part.name] = (offset, size)
-    return found
-
-
-def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, links: Any) -> Any:
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_layout(h5py.h5d.CONTIGUOUS)
-    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    plan.set_obj_track_times(False)
-    kind = h5py.h5t.py_create(np.dtype(dtype).newbyteorder("<"), logical=True)
-    return h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan, links)
+    def _codecs(self, schema: Schema) -> dict[str, tuple[Codec, int]]:
+        """Part name -> codec and items a chunk, of the parts that are compressed."""
+        return frames.packed(schema, self.compress, self.chunk, CHUNK_BYTES, VALUES_BYTES)
 
 
 class Hdf5Writer:
@@ -161,16 +120,26 @@ class Hdf5Writer:
     is killed there to go on from. What is left beside the file in the end goes with the folder both are in.
     """
 
-    def __init__(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        rows: int | None,
+        state: Mapping[str, Any] | None = None,
+        codecs: Mapping[str, tuple[Codec, int]] | None = None,
+    ) -> None:
+        """`codecs`: of the parts that are compressed, by name, with the items of a chunk."""
         self.path, self.schema, self.rows = path, schema, int(state["rows"]) if state else 0
         self._rows_beside = path.with_name(path.name + ".rows")  # rows at places that turned out not to be final
         self._beside = path.with_name(path.name + ".columns")
         self._columns: Columns | None = None
         self._direct: fsio.PatchFile | None = None
         self._places: dict[str, tuple[int, int]] = {}
-        if rows is not None and not any(f.ragged for f in schema):
+        if codecs:
+            self._columns = PackedColumns(self._beside, schema, codecs, state)
+        elif rows is not None and not any(f.ragged for f in schema):
             if state is None:
-                self._places = _allocate(self._rows_beside, [(part, rows) for part in schema.parts()])
+                self._places = allocate(self._rows_beside, [(part, rows) for part in schema.parts()])
             else:
                 self._places = {name: (int(a), int(b)) for name, (a, b) in state["places"].items()}
                 if not self._rows_beside.exists():  # killed in `close`, when it had its final name already
@@ -204,12 +173,15 @@ class Hdf5Writer:
 
     def close(self) -> None:
         """Make a file with the final metadata, and bring rows and metadata together in one of the two."""
+        packed = self._columns if isinstance(self._columns, PackedColumns) else None
+        if packed is not None:
+            packed.finish()
         counts = [
             (part, self._columns.items(part) if self._columns else part_items(part, self.rows, 0))
             for part in self.schema.parts()
         ]
         fresh = self.path.with_name(self.path.name + ".fresh")
-        places = _allocate(fresh, counts)
+        places = allocate(fresh, counts, packed)
         if self._direct is not None and places == self._places:
             # the rows are where they stay: only the metadata is put in, anew, whatever an earlier try has left
             end = fresh.stat().st_size
@@ -223,6 +195,8 @@ class Hdf5Writer:
         target = fsio.PatchFile(fresh)
         try:
             for part, _ in counts:
+                if part.name not in places:  # packed
+                    continue
                 offset, size = places[part.name]
                 if self._columns is not None:
                     target.copy_from(self._columns.files[part.name].path, 0, size, offset)
@@ -255,10 +229,10 @@ class Hdf5Writer:
         with (
             fsio.library_writing(self.path),
             h5py.File(
-                self.path, "r+", libver=_LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
+                self.path, "r+", libver=LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
             ) as file,
         ):
-            dataset = _create(file, name, data.shape, "uint8", links)
+            dataset = create(file, name, data.shape, "uint8", links)
             if data.size:
                 dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, data)
             return int(dataset.get_offset() or 0)
@@ -273,7 +247,7 @@ class Hdf5Writer:
 def _between(places: Mapping[str, tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
     """The stretches of a file of `end` bytes that hold no rows: metadata and gaps."""
     at = 0
-    for offset, size in sorted(place for place in places.values() if place[1]):
+    for offset, size in sorted(held for held in places.values() if held[1]):
         if offset > at:
             yield at, offset
         at = offset + size
@@ -287,20 +261,20 @@ class Hdf5Reader:
     def __init__(self, path: Path, schema: Schema, rows: int) -> None:
         self.path, self.schema, self.rows = path, schema, rows
         self._file: h5py.File | None = None
-        self._places: dict[str, Strided] | None = {}
+        self._places: dict[str, Strided | Packed] | None = {}
         size = path.stat().st_size
-        with _damage(path), _opened(path) as file:
+        with damage(path), opened(path) as file:
             for part in schema.parts():
                 if not isinstance(file.get(part.name), h5py.Dataset):
                     raise IncompleteStore(f"{path}: no dataset {part.name}")
-                place = self._place(file[part.name], part, size)
-                if place is None:
+                where = self._place(file, file[part.name], part, size)
+                if where is None:
                     self._places = None
                 elif self._places is not None:
-                    self._places[part.name] = place
+                    self._places[part.name] = where
 
-    def _place(self, dataset: h5py.Dataset, part: Part, size: int) -> Strided | None:
-        """Where a dataset lies in the file; None when it isn't contiguous and native."""
+    def _place(self, file: h5py.File, dataset: h5py.Dataset, part: Part, size: int) -> Strided | Packed | None:
+        """Where a dataset lies in the file; None when it is neither contiguous and native nor packed by us."""
         items = dataset.shape[0] if dataset.ndim else 0
         if dataset.ndim == 0 or dataset.shape[1:] != part.shape:
             raise IncompleteStore(f"{self.path}: {part.name} has shape {dataset.shape}")
@@ -310,6 +284,8 @@ class Hdf5Reader:
             raise IncompleteStore(f"{self.path}: {part.name} has dtype {dataset.dtype} instead of {part.dtype}")
         if dataset.is_virtual or dataset.external:
             raise IncompleteStore(f"{self.path}: {part.name} points out of the file, which a store never does")
+        if dataset.chunks is not None:
+            return place(self.path, file, dataset, part, size)
         nbytes = items * part.item_bytes
         offset = dataset.id.get_offset() if nbytes else 0
         if offset is None or dataset.dtype != np.dtype(part.dtype).newbyteorder("<"):
@@ -321,7 +297,7 @@ class Hdf5Reader:
     def locate(self) -> Whereabouts | None:
         if self._places is None:
             return None
-        found: dict[str, Strided | RaggedColumns] = {}
+        found: dict[str, Strided | Packed | RaggedColumns] = {}
         for f in self.schema:
             at = [self._places[part.name] for part in f.parts()]
             found[f.name] = RaggedColumns(at[0], at[1], at[2] if len(at) > 2 else None) if f.ragged else at[0]
@@ -329,10 +305,16 @@ class Hdf5Reader:
 
     def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
         if self._file is None:
-            self._file = _opened(self.path)
+            self._file = opened(self.path)
         schema = self.schema.select(fields)
-        with _damage(self.path):
-            return Block(schema, {f.name: take_column(f, self._file.__getitem__, rows) for f in schema})
+        with damage(self.path):
+            return Block(schema, {f.name: take_column(f, self._array, rows) for f in schema})
+
+    def _array(self, name: str) -> Any:
+        assert self._file is not None
+        dataset = self._file[name]
+        packed = self._places is not None and isinstance(self._places[name], Packed)
+        return PackedArray(dataset) if packed else dataset
 
     def close(self) -> None:
         if self._file is not None:

@@ -12,6 +12,10 @@ big-endian. Value: see `lmdb_record`. For image (32, 32, 3), label and text:
             nbytes = np.frombuffer(value, "<i8", 1, 3080)[0]
             text = value[3088 : 3088 + nbytes].decode()
 
+With `--compress` each value is a frame (see `frames`) of that record, and the offsets are in `frames.npy` instead:
+
+            value = numcodecs.blosc.decompress(txn.get(i.to_bytes(8, "big")))
+
 lmdb itself is imported to read through it; writing and mapping do without.
 """
 
@@ -27,29 +31,44 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigconv.block import Array, Block, Column, Index, Ragged
-from bigconv.errors import IncompleteStore, RowError, StoreError
+from bigconv.errors import IncompleteStore, RowError, StoreError, UsageError
 from bigconv.manifest import Manifest
 from bigconv.schema import Field, Schema
 from bigconv.stores import folder
-from bigconv.stores.base import Indexed, RaggedInline, Whereabouts
+from bigconv.stores.base import Indexed, PackedRecords, RaggedInline, Whereabouts
+from bigconv.stores.frames import Codec, checked, codec_for, unpacked, widest
 from bigconv.stores.lmdb_pages import INLINE_BYTES, PAGE_BYTES, Tree
 from bigconv.stores.lmdb_record import Record
-from bigconv.stores.lmdb_writer import DATA, NPY_BYTES, ROWS, LmdbWriter, npy_header
+from bigconv.stores.lmdb_writer import DATA, FRAMES, NPY_BYTES, ROWS, LmdbWriter, npy_header
 
 _ONE_ENVIRONMENT = threading.Lock()  # lmdb refuses to open a file twice in a process
 
 
 @dataclass(frozen=True)
 class Lmdb:
-    """A folder with one LMDB environment, one record a row."""
+    """A folder with one LMDB environment, one record a row.
+
+    `compress`: `none`, `lz4`, `zstd` or `zstd:LEVEL`, each record by itself.
+    """
 
     name: ClassVar[str] = "lmdb"
 
+    compress: str = "none"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compress", checked(self.compress))
+        if self.chunk is not None:
+            raise UsageError(
+                "--chunk: LMDB keeps each row under a key of its own, in no chunks.\n"
+                "Leave it out; out.zarr and out.h5 compress several rows together"
+            )
+
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> LmdbWriter:
-        return LmdbWriter(path, schema)
+        return LmdbWriter(path, schema, None, self._codec(schema))
 
     def resume(self, path: Path, schema: Schema, rows: int | None, state: Mapping[str, Any]) -> LmdbWriter:
-        return LmdbWriter(path, schema, state)
+        return LmdbWriter(path, schema, state, self._codec(schema))
 
     def open(self, path: Path, schema: Schema, rows: int) -> LmdbReader:
         return LmdbReader(path, schema, rows)
@@ -67,15 +86,22 @@ class Lmdb:
         folder.check_sizes(path, manifest)
 
     def describe(self, schema: Schema) -> dict[str, str]:
-        record = Record(schema)
+        record, codec = Record(schema), self._codec(schema)
         words = "record"
-        if record.lengths:
+        if codec is not None:
+            words += f", {codec.words}"
+        elif record.lengths:
             words += f", on pages of its own past {INLINE_BYTES} B"
         elif record.head_bytes > INLINE_BYTES:
             words += f", {page_cost(record.head_bytes):.0%} of page padding"
         elif record.head_bytes:
             words += f", {page_cost(record.head_bytes):.0%} of keys and padding"
         return {f.name: words.replace("%", " %") for f in schema}
+
+    def _codec(self, schema: Schema) -> Codec | None:
+        """For whole records: as fits the field that makes up most of them."""
+        most = widest(schema)
+        return codec_for(self.compress, most.dtype, most.kind)
 
 
 def page_cost(value_bytes: int) -> float:
@@ -98,13 +124,16 @@ class LmdbReader:
         self.path, self.schema, self.rows = path, schema, rows
         self._record = Record(schema)
         self._verified = False
-        index = path / ROWS
+        # what the values are is told by the name of the file that tells where they are
+        self._packed = (path / FRAMES).is_file() and not (path / ROWS).exists()
+        self._rows = FRAMES if self._packed else ROWS
+        index = path / self._rows
         try:
             with open(index, "rb") as file:
                 head = file.read(NPY_BYTES)
             size = index.stat().st_size
         except OSError:
-            raise IncompleteStore(f"{path}: {ROWS} is missing") from None
+            raise IncompleteStore(f"{path}: {self._rows} is missing") from None
         if head != npy_header(rows) or size != NPY_BYTES + 8 * rows:
             raise IncompleteStore(f"{index}: not int64 [{rows}]: cut short or changed")
         tree = Tree(path / DATA)
@@ -112,7 +141,7 @@ class LmdbReader:
             raise IncompleteStore(f"{path / DATA}: has {tree.entries} rows instead of {rows}")
 
     def locate(self) -> Whereabouts:
-        found: dict[str, Indexed | RaggedInline] = {}
+        found: dict[str, Indexed | PackedRecords | RaggedInline] = {}
         for f in self.schema:
             if f.ragged:
                 number = self._record.ragged.index(f)
@@ -122,8 +151,9 @@ class LmdbReader:
                 found[f.name] = self._at(self._record.places[f.name])
         return found
 
-    def _at(self, delta: int) -> Indexed:
-        return Indexed(self.path / DATA, self.path / ROWS, delta, self.rows)
+    def _at(self, delta: int) -> Indexed | PackedRecords:
+        kind = PackedRecords if self._packed else Indexed
+        return kind(self.path / DATA, self.path / self._rows, delta, self.rows)
 
     def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
         schema = self.schema.select(fields)
@@ -137,6 +167,8 @@ class LmdbReader:
                 value = txn.get(row.to_bytes(8, "big"))
                 if value is None:
                     raise IncompleteStore(f"{self.path / DATA}: row {row} is missing")
+                if self._packed:
+                    value = unpacked(value).data
                 for f in schema:
                     try:
                         cells[f.name].append(self._record.decode(value, f).astype(f.dtype))
@@ -148,11 +180,11 @@ class LmdbReader:
         """Walk the whole tree before lmdb does: it follows every page number and pointer, wherever they lead."""
         if self._verified:
             return
-        index = np.load(self.path / ROWS, allow_pickle=False)
+        index = np.load(self.path / self._rows, allow_pickle=False)
         start = 0
         for offsets in Tree(self.path / DATA).value_offsets():
             if not np.array_equal(index[start : start + len(offsets)], offsets):
-                raise IncompleteStore(f"{self.path}: {ROWS} and {DATA} do not fit from row {start} on: damaged")
+                raise IncompleteStore(f"{self.path}: {self._rows} and {DATA} do not fit from row {start} on: damaged")
             start += len(offsets)
         self._verified = True
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bigconv import fsio
 from bigconv.block import Array, Block, Index
-from bigconv.errors import IncompleteStore
+from bigconv.errors import IncompleteStore, UsageError
 from bigconv.manifest import Manifest
 from bigconv.schema import Part, Schema
 from bigconv.stores import folder
@@ -29,6 +29,17 @@ class Memmap:
     """A folder of `.npy` files, one a part."""
 
     name: ClassVar[str] = "memmap"
+
+    compress: str = "none"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.compress != "none" or self.chunk is not None:
+            option = "--chunk" if self.compress == "none" else f"--compress {self.compress}"
+            raise UsageError(
+                f"{option}: .npy files hold rows as they are, one after another.\n"
+                "Stores that compress: out.h5 (hdf5), out.zarr (zarr), out.lmdb (lmdb)"
+            )
 
     def create(self, path: Path, schema: Schema, rows: int | None = None) -> MemmapWriter:
         return MemmapWriter(path, schema)

@@ -1,7 +1,7 @@
 """Zarr: a format 3 group with one sharded array a part, whose rows can be mapped. Layout: docs/format.md.
 
 Source: Zarr specification 3.1 (https://zarr-specs.readthedocs.io/en/latest/v3/core/). Chunks are cut along
-axis 0 alone and not compressed. The manifest is an attribute of the root group, whose `zarr.json` is the
+axis 0 alone, and compressed only if asked. The manifest is an attribute of the root group, whose `zarr.json` is the
 last file written: before it there is no group.
 """
 
@@ -21,11 +21,12 @@ from bigconv.digest import little_endian
 from bigconv.errors import BigconvError, IncompleteStore, NotAStore, SchemaError, UsageError
 from bigconv.manifest import Manifest, canonical, unique
 from bigconv.schema import Field, Part, Schema
-from bigconv.stores import folder
-from bigconv.stores.base import Chunked, RaggedColumns, Strided, Whereabouts
+from bigconv.stores import folder, frames
+from bigconv.stores.base import Chunked, Packed, RaggedColumns, Strided, Whereabouts
 from bigconv.stores.columns import part_items, take_column
 from bigconv.stores.zarr_documents import METADATA, array_document, group_document, read_document
-from bigconv.stores.zarr_shards import Layout, ShardWriter, read_items, shard_path
+from bigconv.stores.zarr_packed import PackedShardWriter, place
+from bigconv.stores.zarr_shards import VALUES_CHUNKS, Layout, ShardWriter, read_items, shard_path
 
 ATTRIBUTE = "bigconv"
 ATTACHED = "_bigconv"  # group of what is attached; no field begins with _
@@ -33,14 +34,22 @@ ATTACHED = "_bigconv"  # group of what is attached; no field begins with _
 
 @dataclass(frozen=True)
 class Zarr:
-    """A Zarr group; fixed and ragged fields in sharded, uncompressed arrays."""
+    """A Zarr group; fixed and ragged fields in sharded arrays.
+
+    `compress`: `none`, `lz4`, `zstd` or `zstd:LEVEL`. `chunk`: rows a chunk, instead of as many as `chunk_bytes` hold.
+    """
 
     name: ClassVar[str] = "zarr"
 
     chunk_bytes: int = 16 << 10  # 16 KiB: a few rows, so that zarr-python reads little too much for one of them
     shard_bytes: int = 64 << 20  # 64 MiB: few files, and each still quick to copy, upload and check
+    compress: str = "none"
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "compress", frames.checked(self.compress))
+        if self.chunk is not None and self.chunk < 1:
+            raise UsageError(f"--chunk {self.chunk}: expected 1 row or more")
         if self.chunk_bytes < 1 or self.shard_bytes < 1:
             raise UsageError(
                 f"zarr: chunk_bytes {self.chunk_bytes} and shard_bytes {self.shard_bytes} must be at least 1"
@@ -84,19 +93,29 @@ class Zarr:
         folder.check_sizes(path, manifest)
 
     def describe(self, schema: Schema) -> dict[str, str]:
-        return {f.name: f"values + offsets, {self._words(f)}" if f.ragged else self._words(f) for f in schema}
+        layouts = self.layouts(schema)
+        words = {f.name: self._words(f, layouts[f.parts()[0].name]) for f in schema}
+        return {f.name: f"values + offsets, {words[f.name]}" if f.ragged else words[f.name] for f in schema}
 
-    def _words(self, field: Field) -> str:
-        layout = self.layout(field.parts()[0])
+    def _words(self, field: Field, layout: Layout) -> str:
         if not layout.item_bytes:
             return "no bytes"
         size = f"{layout.shard_chunks * layout.chunk_bytes / 2**20:.3g} MiB"
         unit = "value" if field.ragged else "row"
-        return f"shards of {size}, chunks of {layout.chunk_items} {unit}{'s' if layout.chunk_items > 1 else ''}"
+        words = f"shards of {size}, chunks of {layout.chunk_items} {unit}{'s' if layout.chunk_items > 1 else ''}"
+        return words if layout.codec is None else f"{words}, {layout.codec.words}"
 
-    def layout(self, part: Part) -> Layout:
-        """How the items of a part are cut under these options."""
-        return Layout.of(part, self.chunk_bytes, self.shard_bytes)
+    def layouts(self, schema: Schema) -> dict[str, Layout]:
+        """How the items of each part are cut under these options, by the part's name."""
+        values_bytes = self.chunk_bytes * VALUES_CHUNKS
+        packed = frames.packed(schema, self.compress, self.chunk, self.chunk_bytes, values_bytes)
+        found = {}
+        for part in schema.parts():
+            if part.name in packed:
+                found[part.name] = Layout.compressed(part, *packed[part.name], self.shard_bytes)
+            else:
+                found[part.name] = Layout.of(part, self.chunk_bytes, self.shard_bytes, self.chunk)
+        return found
 
 
 def _check_names(schema: Schema) -> None:
@@ -134,10 +153,23 @@ class ZarrWriter:
             self._totals = {name: int(state["totals"][name]) for name in self._totals}
             fsio.remove(path / METADATA)
             fsio.remove(path / ATTACHED)
-        self._parts = {}
+        self._layouts = store.layouts(schema)
+        self._turn = 0 if state is None else int(state.get("turn", 0))  # checkpoints so far
+        # of chunks that are open at a checkpoint; goes with the folder that both are in
+        beside = path.with_name(path.name + ".chunks")
+        if any(layout.codec is not None for layout in self._layouts.values()):
+            with fsio.writing(beside):
+                beside.mkdir(exist_ok=True)
+        self._beside = beside if beside.exists() else None
+        self._parts: dict[str, ShardWriter | PackedShardWriter] = {}
         for part in schema.parts():
             items = 0 if state is None else part_items(part, self.rows, self._totals.get(part.field, 0))
-            self._parts[part.name] = ShardWriter(path / part.name, part, store.layout(part), items)
+            array, layout = path / part.name, self._layouts[part.name]
+            if layout.codec is None:
+                self._parts[part.name] = ShardWriter(array, part, layout, items)
+            else:
+                kept = beside / part.name.replace("/", ".")
+                self._parts[part.name] = PackedShardWriter(array, part, layout, layout.codec, kept, items, self._turn)
         if state is None:
             for name in self._totals:
                 self._write(f"{name}/offsets", np.zeros(1, np.int64))
@@ -156,30 +188,40 @@ class ZarrWriter:
         self.rows += len(block)
 
     def checkpoint(self) -> dict[str, Any]:
+        self._turn += 1
         for stream in self._parts.values():
-            stream.checkpoint()
+            if isinstance(stream, ShardWriter):
+                stream.checkpoint()
+            else:
+                stream.checkpoint(self._turn)
         for name in (".", *self._totals):
             fsio.sync_folder(self.path / name)
-        return {"rows": self.rows, "totals": dict(self._totals)}
+        state = {"rows": self.rows, "totals": dict(self._totals)}
+        if self._beside is None:
+            return state
+        fsio.sync_folder(self._beside)
+        fsio.sync_folder(self._beside.parent)
+        return {**state, "turn": self._turn}
 
     def _write(self, part: str, array: Array) -> None:
         self._parts[part].write(len(array), little_endian(array).reshape(-1).view(np.uint8))
 
     def close(self) -> None:
         for part in self._schema.parts():
-            self._finish(part, self._parts[part.name])
+            self._finish(part, self._parts[part.name], self._layouts[part.name])
         for name in self._totals:
             self._document(name, group_document({}))
 
-    def _finish(self, part: Part, stream: ShardWriter) -> None:
+    def _finish(self, part: Part, stream: ShardWriter | PackedShardWriter, layout: Layout) -> None:
         stream.finish()
-        self._document(part.name, array_document(part, stream.items, self._store.layout(part)))
+        self._document(part.name, array_document(part, stream.items, layout))
 
     def attach(self, name: str, data: bytes) -> None:
         array, part = _attached(self.path, name)
-        stream = ShardWriter(array, part, self._store.layout(part))
+        layout = Layout.of(part, self._store.chunk_bytes, self._store.shard_bytes)
+        stream = ShardWriter(array, part, layout)
         stream.write(len(data), np.frombuffer(data, np.uint8))
-        self._finish(part, stream)
+        self._finish(part, stream, layout)
         self._document(ATTACHED, group_document({}))
 
     def seal(self, manifest: Manifest) -> None:
@@ -203,7 +245,7 @@ class ZarrReader:
         self._places = {part.name: self._place(part) for part in schema.parts()}
         self._arrays: dict[str, Any] = {}
 
-    def _place(self, part: Part) -> Chunked | Strided:
+    def _place(self, part: Part) -> Chunked | Packed | Strided:
         """Where a part's items lie. Raises `IncompleteStore` unless all is as the writer leaves it."""
         array = self.path / part.name
         items, layout = read_document(array / METADATA, part)
@@ -211,6 +253,8 @@ class ZarrReader:
             raise IncompleteStore(f"{array}: has {items} items, not the manifest's {self.rows} rows")
         if layout.item_bytes == 0:
             return Strided(array, 0, 0, items)  # an extent of 0: nothing lies anywhere
+        if layout.codec is not None:
+            return place(array, part, items, layout)
         paths = []
         for number in range(layout.shards(items)):
             path, size = shard_path(array, part, number), layout.shard_size(items, number)
@@ -226,7 +270,7 @@ class ZarrReader:
         )
 
     def locate(self) -> Whereabouts:
-        found: dict[str, Chunked | Strided | RaggedColumns] = {}
+        found: dict[str, Chunked | Packed | Strided | RaggedColumns] = {}
         for f in self.schema:
             at = [self._places[part.name] for part in f.parts()]
             found[f.name] = RaggedColumns(at[0], at[1], at[2] if len(at) > 2 else None) if f.ragged else at[0]
@@ -246,7 +290,7 @@ class ZarrReader:
             return Block(schema, {f.name: take_column(f, self._array, rows) for f in schema})
         except BigconvError:
             raise
-        except (ValueError, OSError) as error:  # zarr-python: a checksum that doesn't fit is a ValueError
+        except (ValueError, OSError, RuntimeError) as error:  # a checksum that doesn't fit is a ValueError
             raise IncompleteStore(f"{self.path}: zarr can't read it: {error}") from error
 
     def close(self) -> None:

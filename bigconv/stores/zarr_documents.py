@@ -14,6 +14,7 @@ import numpy as np
 from bigconv.errors import IncompleteStore
 from bigconv.manifest import canonical, count
 from bigconv.schema import Part
+from bigconv.stores.frames import from_zarr, zarr_codec
 from bigconv.stores.zarr_shards import Layout
 
 METADATA = "zarr.json"
@@ -25,10 +26,11 @@ def array_document(part: Part, items: int, layout: Layout) -> bytes:
     dtype = np.dtype(part.dtype)
     fill: Any = {"b": False, "f": 0.0, "c": [0.0, 0.0]}.get(dtype.kind, 0)
     little = {"name": "bytes", "configuration": {"endian": "little"}}
+    packed = [] if layout.codec is None else [zarr_codec(layout.codec)]
     item = [max(1, extent) for extent in part.shape]  # an extent of 0 has no chunks, but a chunk's must be positive
     sharding = {
         "chunk_shape": [layout.chunk_items, *item],
-        "codecs": [little if dtype.itemsize > 1 else {"name": "bytes"}, {"name": "crc32c"}],
+        "codecs": [little if dtype.itemsize > 1 else {"name": "bytes"}, *packed, {"name": "crc32c"}],
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
@@ -67,7 +69,9 @@ def read_document(file: Path, part: Part) -> tuple[int, Layout]:
         items = count(document["shape"][0])
         chunk_items = count(document["codecs"][0]["configuration"]["chunk_shape"][0])
         shard_items = count(document["chunk_grid"]["configuration"]["chunk_shape"][0])
-        layout = Layout(part.item_bytes, chunk_items, shard_items // chunk_items)
+        inner = document["codecs"][0]["configuration"]["codecs"]
+        codec = from_zarr(inner[1]) if inner[1]["name"] == "blosc" else None
+        layout = Layout(part.item_bytes, chunk_items, shard_items // chunk_items, codec)
     except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise IncompleteStore(f"{file}: not the metadata of an array of bigconv: {error!r:.200}") from error
     expected = array_document(part, items, layout)

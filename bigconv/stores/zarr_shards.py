@@ -20,6 +20,7 @@ import numpy.typing as npt
 from bigconv import fsio
 from bigconv.errors import IncompleteStore
 from bigconv.schema import Part
+from bigconv.stores.frames import Codec
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -37,14 +38,21 @@ class Layout:
     item_bytes: int
     chunk_items: int
     shard_chunks: int
+    codec: Codec | None = None  # of chunks that are compressed
 
     @classmethod
-    def of(cls, part: Part, chunk_bytes: int, shard_bytes: int) -> Layout:
+    def of(cls, part: Part, chunk_bytes: int, shard_bytes: int, chunk: int | None = None) -> Layout:
+        """`chunk`: rows a chunk, instead of as many as `chunk_bytes` hold."""
         if part.role == "values":
             chunk_bytes *= VALUES_CHUNKS
         item = max(1, part.item_bytes)
-        chunk_items = max(1, chunk_bytes // item)
-        return cls(part.item_bytes, chunk_items, max(1, shard_bytes // (chunk_items * item)))
+        count = chunk if chunk is not None and part.role == "rows" else max(1, chunk_bytes // item)
+        return cls(part.item_bytes, count, max(1, shard_bytes // (count * item)))
+
+    @classmethod
+    def compressed(cls, part: Part, codec: Codec, chunk_items: int, shard_bytes: int) -> Layout:
+        chunk_bytes = chunk_items * part.item_bytes
+        return cls(part.item_bytes, chunk_items, max(1, shard_bytes // chunk_bytes), codec)
 
     @property
     def chunk_bytes(self) -> int:
@@ -164,7 +172,7 @@ class ShardWriter:
         """Write what the file doesn't have yet of the open chunk, which is full now."""
         file = self._shard_file()
         file.write(self._open[self._written :].data)
-        file.write(_crc32c(self._open))
+        file.write(crc32c(self._open))
         self._filled = self._written = 0
         self._count(file, 1)
 
@@ -176,7 +184,7 @@ class ShardWriter:
             if self._step == 1:  # chunks so large that a copy costs more than a second write
                 for chunk in here:
                     file.write(chunk.data)
-                    file.write(_crc32c(chunk))
+                    file.write(crc32c(chunk))
             else:
                 for start in range(0, len(here), self._step):
                     file.write(_interleaved(here[start : start + self._step]))
@@ -199,15 +207,20 @@ class ShardWriter:
             self._end_shard(file)
 
     def _end_shard(self, file: fsio.AppendFile) -> None:
-        index = np.full((self._layout.shard_chunks, 2), MISSING, "<u8")
-        index[: self._chunks, 0] = np.arange(self._chunks) * self._layout.chunk_stride
-        index[: self._chunks, 1] = self._layout.chunk_stride
-        raw = index.tobytes()
-        file.write(raw + _crc32c(raw))
+        file.write(index_of(self._layout, np.full(self._chunks, self._layout.chunk_stride, np.uint64)))
         file.close()
         self._file = None
         self._shard += 1
         self._chunks = 0
+
+
+def index_of(layout: Layout, nbytes: npt.NDArray[np.uint64]) -> bytes:
+    """The index of a shard and its CRC. `nbytes`, uint64 `[chunks]`: what each chunk takes, its CRC included."""
+    index = np.full((layout.shard_chunks, 2), MISSING, "<u8")
+    index[: len(nbytes), 0] = np.cumsum(nbytes) - nbytes
+    index[: len(nbytes), 1] = nbytes
+    raw = index.tobytes()
+    return raw + crc32c(raw)
 
 
 def read_items(array: Path, part: Part, layout: Layout, items: int) -> bytes:
@@ -224,7 +237,7 @@ def read_items(array: Path, part: Part, layout: Layout, items: int) -> bytes:
             raise IncompleteStore(f"{path}: has {len(raw)} bytes instead of {size}: cut short or changed")
         for start in range(0, size - layout.index_bytes, layout.chunk_stride):
             chunk, crc = np.split(np.frombuffer(raw, np.uint8, layout.chunk_stride, start), [layout.chunk_bytes])
-            if _crc32c(chunk) != crc.tobytes():
+            if crc32c(chunk) != crc.tobytes():
                 raise IncompleteStore(f"{path}: the checksum of byte {start} and what follows is wrong: damaged")
             found.append(chunk.data)
     return b"".join(found)[: items * layout.item_bytes]
@@ -239,6 +252,7 @@ def _interleaved(chunks: Bytes) -> memoryview:
     return out.reshape(-1).data
 
 
-def _crc32c(data: Bytes | bytes) -> bytes:
+def crc32c(data: Bytes | bytes) -> bytes:
+    """CRC-32C, little-endian."""
     checksum: int = google_crc32c.value(data)
     return checksum.to_bytes(CRC_BYTES, "little")

@@ -13,9 +13,10 @@ from bigconv.schema import Schema
 class Transform(Protocol):
     """One step; a frozen dataclass whose fields are its options and round-trip through JSON.
 
-    Made by `Class.parse(text)` from what a user types. Three more members are optional: `recipe()`, the options as JSON
+    Made by `Class.parse(text)` from what a user types. Four more members are optional: `recipe()`, the options as JSON
     values where they aren't the fields; `learn(sample)`, the same step after it has been tried on the first rows, where
-    only that tells its schema (`bigconv.transforms.user`); `changes_rows = True`, where rows are dropped or multiplied.
+    only that tells its schema (`bigconv.transforms.user`); `fitted(schema)`, the same step where an option is what the
+    schema says; `changes_rows = True`, where rows are dropped or multiplied.
     """
 
     name: ClassVar[str]

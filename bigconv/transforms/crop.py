@@ -1,4 +1,4 @@
-"""A rectangle out of each image."""
+"""A rectangle out of each image, and the same one out of its mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bigconv.block import Array, Block, Ragged
 from bigconv.decode import MAX_PIXELS
 from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import Field, Schema
-from bigconv.transforms.layout import images_of
+from bigconv.transforms.layout import planes_of
 
 _NUMBER = "[0-9]{1,9}"
 _TEXT = re.compile(rf"({_NUMBER})(?:[xX×]({_NUMBER}))?(?:\+({_NUMBER})\+({_NUMBER}))?", re.ASCII)
@@ -21,7 +21,7 @@ _TEXT = re.compile(rf"({_NUMBER})(?:[xX×]({_NUMBER}))?(?:\+({_NUMBER})\+({_NUMB
 
 @dataclass(frozen=True)
 class Crop:
-    """`height` x `width` pixels of images of any dtype; the layout stays.
+    """`height` x `width` pixels of images and masks of any dtype; the layout stays.
 
     `top` and `left`: where the rectangle begins; None: central, half a pixel to the upper left where it doesn't come
     out even. An image that is too small is a `SchemaError`: nothing is padded.
@@ -61,7 +61,7 @@ class Crop:
         return f"{self.height}x{self.width}{at}"
 
     def schema(self, schema: Schema) -> Schema:
-        for field in images_of(schema, "crop"):
+        for field in planes_of(schema, "crop"):
             height, width, _ = _sizes(field)
             # An axis that varies is as large as it must be, here.
             self._corner(
@@ -71,7 +71,7 @@ class Crop:
         return schema
 
     def __call__(self, block: Block) -> Block:
-        for field in images_of(block.schema, "crop"):
+        for field in planes_of(block.schema, "crop"):
             column = block.columns[field.name]
             new = self._field(field)
             if isinstance(column, Ragged):
@@ -113,10 +113,14 @@ class Crop:
         if channels is None:
             raise UsageError(f"--crop: the number of channels of field {field.name} varies")
         size = (self.height, self.width)
+        if field.kind == "mask":
+            return field.with_(shape=size)
         return field.with_(shape=(*size, channels) if field.layout == "hwc" else (channels, *size))
 
 
 def _sizes(field: Field) -> tuple[int | None, int | None, int | None]:
     """Height, width and channels."""
+    if field.kind == "mask":
+        return (*field.shape, 1)  # type: ignore[return-value]
     a, b, c = field.shape
     return (a, b, c) if field.layout == "hwc" else (b, c, a)

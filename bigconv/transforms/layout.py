@@ -64,6 +64,17 @@ def images_of(schema: Schema, step: str) -> list[Field]:
     return found
 
 
+def masks_of(schema: Schema) -> list[Field]:
+    """Mask fields, `[height, width]`: what moves pixels moves them along with the images."""
+    return [f for f in schema if f.kind == "mask" and len(f.shape) == 2]
+
+
+def planes_of(schema: Schema, step: str) -> list[Field]:
+    """Images and masks. Raises `UsageError` when there are none."""
+    masks = masks_of(schema)
+    return masks if masks and not any(f.kind == "image" for f in schema) else [*images_of(schema, step), *masks]
+
+
 def transposed(images: Array, layout: str) -> Array:
     """`[..., h, w, c]` to contiguous `[..., c, h, w]` (`layout` chw), or back (hwc)."""
     if layout == "chw":

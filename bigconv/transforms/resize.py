@@ -1,4 +1,4 @@
-"""Images of one size, antialiased. Uses torch, imported when the first block comes, or Pillow."""
+"""Images of one size, antialiased, and masks. Uses torch, imported when the first block comes, or Pillow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bigconv.block import Array, Block, Ragged
 from bigconv.decode import MAX_PIXELS
 from bigconv.errors import UsageError
 from bigconv.schema import Field, Schema, unknown
-from bigconv.transforms.layout import images_of, transposed
+from bigconv.transforms.layout import planes_of, transposed
 
 FITS = ("cover", "contain", "stretch")
 BACKENDS = ("torch", "pillow")
@@ -30,6 +30,9 @@ class Resize:
     `fit`: `cover` cuts the middle out in the new aspect ratio, then resizes; `contain` resizes the whole image to fit
     and centres it on black; `stretch` ignores the aspect ratio. `backend` is an option because the bytes depend on it:
     torch and Pillow differ by one level in some pixels (0.002 levels on average), and torch is 3 times as fast.
+
+    Masks, of any dtype, go the same way as images do, but each pixel takes the value of the nearest one: no value is
+    made that wasn't there. Beside a `contain`ed image they are 0.
     """
 
     name: ClassVar[str] = "resize"
@@ -76,7 +79,10 @@ class Resize:
         return f"{entry['height']}x{entry['width']},{entry['fit']},{entry['backend']}"
 
     def schema(self, schema: Schema) -> Schema:
-        for field in images_of(schema, "resize"):
+        for field in planes_of(schema, "resize"):
+            if field.kind == "mask":
+                schema = schema.replace(field.with_(shape=(self.height, self.width)))
+                continue
             if field.dtype != "uint8":
                 raise UsageError(f"--resize works on uint8 images; field {field.name} is {field.dtype}: resize first")
             channels = field.shape[2 if field.layout == "hwc" else 0]
@@ -88,7 +94,14 @@ class Resize:
         return schema
 
     def __call__(self, block: Block) -> Block:
-        for field in images_of(block.schema, "resize"):
+        for field in planes_of(block.schema, "resize"):
+            if field.kind == "mask":
+                column = block.columns[field.name]
+                masks = np.zeros((len(column), self.height, self.width), field.dtype)
+                for i, mask in enumerate(column):
+                    self._nearest(masks[i], mask)
+                block = block.with_column(field.with_(shape=(self.height, self.width)), masks)
+                continue
             chw = field.layout == "chw"
             column = block.columns[field.name]
             channels = field.shape[0 if chw else 2]
@@ -114,26 +127,39 @@ class Resize:
 
     def _into(self, out: Array, images: Array) -> None:
         """`[rows, h, w, c] uint8` into the black `out`, `[rows, height, width, c] uint8`."""
-        h, w = images.shape[1:3]
-        height, width = self.height, self.width
-        if self.fit == "cover":
-            # The largest rectangle of the new aspect ratio, to the nearest pixel.
-            ch, cw = (h, _ratio(h, width, height)) if w * height > h * width else (_ratio(w, height, width), w)
-            top, left = (h - ch) // 2, (w - cw) // 2
-            images = images[:, top : top + ch, left : left + cw]
-        elif self.fit == "contain":
-            if w * height > h * width:
-                height = _ratio(h, width, w)
-            else:
-                width = _ratio(w, height, h)
-            top, left = (self.height - height) // 2, (self.width - width) // 2
-            out = out[:, top : top + height, left : left + width]
+        part, room = self._frame(*images.shape[1:3])
+        images, out = images[:, *part], out[:, *room]
+        height, width = out.shape[1:3]
         if images.shape[1:3] == (height, width):
             out[...] = images
         elif self.backend == "torch":
             out[...] = _torch(images, height, width)
         else:
             _pillow(images, out)
+
+    def _nearest(self, out: Array, mask: Array) -> None:
+        """`[h, w]` into `out`, `[height, width]` of zeros: the pixel in which the centre of the new one lies."""
+        part, room = self._frame(*mask.shape)
+        mask, out = mask[part], out[room]
+        (h, w), (height, width) = mask.shape, out.shape
+        rows = (2 * np.arange(height) + 1) * h // (2 * height)
+        out[...] = mask[rows[:, None], (2 * np.arange(width) + 1) * w // (2 * width)]
+
+    def _frame(self, h: int, w: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The part of an image of `h` x `w` that is taken, and where it goes; rows and columns of both."""
+        height, width = self.height, self.width
+        ch, cw = h, w
+        if self.fit == "cover":
+            # The largest rectangle of the new aspect ratio, to the nearest pixel.
+            ch, cw = (h, _ratio(h, width, height)) if w * height > h * width else (_ratio(w, height, width), w)
+        elif self.fit == "contain":
+            if w * height > h * width:
+                height = _ratio(h, width, w)
+            else:
+                width = _ratio(w, height, h)
+        top, left = (h - ch) // 2, (w - cw) // 2
+        up, aside = (self.height - height) // 2, (self.width - width) // 2
+        return (slice(top, top + ch), slice(left, left + cw)), (slice(up, up + height), slice(aside, aside + width))
 
 
 def _ratio(n: int, times: int, per: int) -> int:

@@ -14,6 +14,7 @@ from bigconv.errors import IncompleteStore, SchemaError
 from bigconv.view.gather import FieldGather
 from bigconv.view.memory import copy_rows, copy_runs
 from bigconv.view.table import StoreView
+from bigconv.view.unpack import Hold
 
 #: Gives writable uint8 `[nbytes]` to gather a field into, by its name; None where it has none.
 Room = Callable[[str, int], Array | None]
@@ -99,7 +100,8 @@ class ItemStream:
             here = np.flatnonzero((store == number) & ~broken)
             out[here] = self._within(gathers, number, first[here], count, rows[here])
         if broken.any():
-            starts, nbytes = self._pieces(gathers, first[broken], count)
+            hold = Hold()
+            starts, nbytes = self._pieces(gathers, first[broken], count, hold)
             out[broken] = copy_runs(starts, nbytes, self.field.row_bytes).reshape(-1, out.shape[1])
         return out
 
@@ -119,22 +121,23 @@ class ItemStream:
             return gather.copy_items(first - self._bounds[store], count, out)
         assert self._records is not None
         inside = first - self._records[rows]
-        starts, _ = gather.record_runs(rows - self._view.starts[store], inside, np.full(len(first), count, np.int64))
+        counts, hold = np.full(len(first), count, np.int64), Hold()
+        starts, _ = gather.record_runs(rows - self._view.starts[store], inside, counts, hold)
         return copy_rows(starts, count * self.field.row_bytes, out)
 
-    def _pieces(self, gathers: list[FieldGather | None], first: Index, count: int) -> tuple[Index, Index]:
-        """Addresses and byte counts of the pieces of runs, in order."""
+    def _pieces(self, gathers: list[FieldGather | None], first: Index, count: int, hold: Hold) -> tuple[Index, Index]:
+        """Addresses and byte counts of the pieces of runs, in order; `hold` has to be kept until they are copied."""
         run, store, start, held = split(first, np.full(len(first), count, np.int64), self._bounds)
         found: list[tuple[Index, Index, Index]] = []
         for number in np.unique(store).tolist():
             here, gather = np.flatnonzero(store == number), gathers[number]
             assert gather is not None
             if gather.serial:
-                starts, nbytes = gather.item_runs(start[here] - self._bounds[number], held[here])
+                starts, nbytes = gather.item_runs(start[here] - self._bounds[number], held[here], hold)
             else:
                 assert self._records is not None
                 _, row, at, n = split(start[here], held[here], self._records)
-                starts, nbytes = gather.record_runs(row - self._view.starts[number], at - self._records[row], n)
+                starts, nbytes = gather.record_runs(row - self._view.starts[number], at - self._records[row], n, hold)
             # each run may come in several pieces: they are of the run that holds their last byte
             owner = np.searchsorted(np.cumsum(held[here] * self.field.row_bytes), np.cumsum(nbytes))
             found.append((run[here][owner], starts, nbytes))

@@ -90,6 +90,12 @@ class Maps:
 
     def __init__(self) -> None:
         self._maps: dict[Path, tuple[mmap.mmap, int, int]] = {}
+        self.kept: dict[Path, object] = {}  # what several fields share besides a map, by the file it is made from
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file."""
+        self.base(path, 0)
+        return self._maps[path][2]
 
     def view(self, path: Path, count: int, offset: int) -> Array:
         """`count` bytes of a file from byte `offset` on, as read-only uint8; the file has been asked for by `base`."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from bigconv import provenance
+from bigconv import dataset, provenance
 from bigconv.digest import Digester
 from bigconv.errors import StoreError
-from bigconv.view.opening import Opened
+from bigconv.view.opening import Opened, OpenedDataset
 from bigconv.view.table import StoreView
 
 
@@ -29,8 +30,11 @@ class Finding:
 def verify(opened: Opened) -> list[Finding]:
     """Read everything and hold it against the digests: one finding a wrong field and canonical block.
 
-    Bytes that hold no rows (headers, indexes, padding, provenance) are found by the digests of the files.
+    Bytes that hold no rows (headers, indexes, padding, provenance) are found by the digests of the files. Of a sharded
+    directory every part is verified: those that are missing, damaged, swapped or foreign are named.
     """
+    if isinstance(opened, OpenedDataset):
+        return _verify_parts(opened)
     manifest = opened.manifest
     expected = manifest.digests
     view = StoreView.of([opened])
@@ -56,6 +60,31 @@ def verify(opened: Opened) -> list[Finding]:
     return findings
 
 
+def _verify_parts(opened: OpenedDataset) -> list[Finding]:
+    manifest = opened.manifest
+    findings: list[Finding] = []
+    start = 0
+    for number, part in enumerate(manifest.parts):
+        stop = start + part.rows
+        try:
+            inside = verify(opened.part(number))
+            findings += [replace(f, start=f.start + start, stop=f.stop + start) for f in _named(part.name, inside)]
+        except StoreError as error:
+            findings.append(Finding("", start, stop, str(error).splitlines()[0]))
+        start = stop
+    try:
+        manifest.digests.content(manifest.schema)
+    except StoreError as error:
+        findings.append(Finding("", 0, 0, str(error).splitlines()[0]))
+    known = {dataset.NAME, dataset.digests_name(manifest.content_digest), *(part.name for part in manifest.parts)}
+    extra = sorted(set(os.listdir(opened.path)) - known)
+    return findings + [Finding("", 0, 0, f"{name} does not belong to the dataset") for name in extra]
+
+
+def _named(part: str, findings: list[Finding]) -> list[Finding]:
+    return [replace(finding, problem=f"{part}: {finding.problem}") for finding in findings]
+
+
 def _files(opened: Opened, wrong: set[str]) -> list[Finding]:
     """Files with other bytes than were written, unless a wrong field of the same store accounts for it."""
     try:
@@ -75,6 +104,12 @@ def _files(opened: Opened, wrong: set[str]) -> list[Finding]:
 
 def whence(opened: Opened, row: int) -> dict[str, Any] | None:
     """Which file made a row, with its size and time; None when the store doesn't know."""
+    if isinstance(opened, OpenedDataset):
+        ends = np.cumsum(opened.part_rows)
+        number = int(np.searchsorted(ends, row, side="right"))
+        part = opened.part(number)
+        told = whence(part, row - int(ends[number]) + part.manifest.rows)
+        return None if told is None else {**told, "part": part.path.name}
     raw = opened.store.attachment(opened.path, provenance.NAME)
     if raw is None:
         return None
@@ -83,7 +118,9 @@ def whence(opened: Opened, row: int) -> dict[str, Any] | None:
     if not len(table.ends):
         return {"row": inside}
     mtime = int(table.mtimes[file])
-    return {"file": table.name(file), "row": inside, "bytes": int(table.sizes[file]), "mtime_ns": mtime}
+    made = {"file": table.name(file), "row": inside, "bytes": int(table.sizes[file]), "mtime_ns": mtime}
+    digest = table.digest(file)
+    return made if digest is None else {**made, "xxh3": digest}
 
 
 def sizes(opened: Opened) -> dict[str, int]:
@@ -99,6 +136,9 @@ def describe(opened: Opened) -> dict[str, Any]:
     manifest = opened.manifest
     layouts = opened.store.describe(manifest.schema)
     created = opened.path.stat().st_mtime if opened.path.exists() else 0.0
+    parts = {}
+    if isinstance(opened, OpenedDataset):
+        parts = {"parts": [part.to_json() for part in opened.manifest.parts]}
     return {
         "schema_version": 1,
         "path": str(opened.path),
@@ -111,6 +151,7 @@ def describe(opened: Opened) -> dict[str, Any]:
         "content_digest": manifest.content_digest,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created)),
         "bigconv_version": manifest.bigconv_version,
+        **parts,
     }
 
 

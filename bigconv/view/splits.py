@@ -114,7 +114,7 @@ def labels_of(labels: Any, field: str) -> Array:
         if values.ndim != 1:
             raise UsageError(f"expected one value a row, got an array of shape {values.shape}")
         return values
-    found = StoreView.of(view.stores, [field])
+    found = StoreView.of(view.roots, [field])
     f = found.schema[field]
     if f.kind == "text":
         texts = [cell(f, block.columns[field], i) for block in found.blocks() for i in range(len(block))]

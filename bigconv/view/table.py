@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,32 +13,90 @@ import numpy as np
 
 from bigconv.block import Array, Block, Column, Index, Ragged, cell
 from bigconv.errors import RowError, SchemaError, UsageError
+from bigconv.remote.ahead import Ahead
+from bigconv.remote.cache import Cache as LocalCopies
 from bigconv.schema import Field, Schema
 from bigconv.stores.base import StoreReader
 from bigconv.view.gather import FieldGather
 from bigconv.view.memory import Maps, copy_rows, shaped
-from bigconv.view.opening import Opened, open_store
+from bigconv.view.opening import Opened, OpenedDataset, open_store
+from bigconv.view.readahead import LOOKED_AT, ReadAhead
+from bigconv.view.unpack import CACHE_BYTES, Cache
 
 RUN_BYTES = 8 << 20  # 8 MiB a block when reading in order: past this a copy no longer gets faster
 
 
 class _Part:
-    """One store of a view, opened."""
+    """One store of a view, opened. Whoever holds it, or a gather of it, keeps its maps."""
 
-    def __init__(self, opened: Opened, schema: Schema, maps: Maps) -> None:
+    def __init__(self, opened: Opened, schema: Schema, cache: Cache) -> None:
         self.reader: StoreReader = opened.store.open(opened.path, opened.manifest.schema, opened.manifest.rows)
-        where = self.reader.locate()
+        self.files = max(1, len(opened.manifest.files))
+        self.room = 0 if opened.lease is None else sum(size for size, _ in opened.manifest.files.values())
+        where, maps = self.reader.locate(), Maps()
         self.gathers: dict[str, FieldGather] | None = None
         if where is not None:
-            self.gathers = {f.name: FieldGather(f, where[f.name], maps, str(opened.path)) for f in schema}
+            self.gathers = {f.name: FieldGather(f, where[f.name], maps, str(opened.path), cache) for f in schema}
+
+
+class _OpenParts:
+    """Stores of a view that are open in this process; the first opened are closed when too many files are.
+
+    A dataset may have more parts than a process may have files. Nothing is closed under a reader: what is dropped here
+    lives on as long as somebody holds it.
+    """
+
+    def __init__(self, cache_bytes: int, remote: bool) -> None:
+        self.pid = os.getpid()
+        self.cache = Cache(cache_bytes)
+        self.ahead = ReadAhead()
+        self.fetching = Ahead()
+        self._held: dict[int, _Part] = {}
+        self._files, self._most = 0, _files_allowed()
+        self._room, self.most_room = 0, LocalCopies.default().limit if remote else 0
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> _Part | None:
+        return self._held.get(number)
+
+    def hold(self, number: int, part: _Part) -> None:
+        with self._lock:
+            if number in self._held:  # another thread was quicker
+                return
+            self._held[number] = part
+            self._files += part.files
+            self._room += part.room
+            # a local copy takes room as long as it is mapped, even where the cache has dropped it
+            while (self._files > self._most or self._room > self.most_room) and len(self._held) > 1:
+                dropped = self._held.pop(next(iter(self._held)))
+                self._files -= dropped.files
+                self._room -= dropped.room
+
+    def close(self) -> None:
+        for part in self._held.values():
+            part.reader.close()
+
+
+def _files_allowed() -> int:
+    """Files that a view keeps open: half of what the process may have."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 256
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, (soft if soft > 0 else 1 << 16) // 2)
 
 
 class StoreView:
-    """Rows of one store, or of several one after another.
+    """Rows of one store, or of several one after another; a sharded directory stands for its parts.
 
-    Holds paths and manifests; files are mapped when the first row is read, in each process anew, so a view can be
-    pickled and survives a fork.
+    Holds paths and manifests; a store is mapped when the first row of it is read, in each process anew, so a view can
+    be pickled and survives a fork.
+
+    `cache_bytes`: of decoded chunks of compressed stores, which a process keeps at most.
     """
+
+    cache_bytes = CACHE_BYTES
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], fields: Sequence[str] | None = None) -> None:
         self._hold([open_store(path) for path in paths], fields)
@@ -51,29 +111,46 @@ class StoreView:
     def _hold(self, opened: Sequence[Opened], fields: Sequence[str] | None) -> None:
         if not opened:
             raise UsageError("a view needs at least one store")
-        self._opened = tuple(opened)
-        first = self._opened[0].manifest.schema
-        for other in self._opened[1:]:
+        self._roots = tuple(opened)
+        first = self._roots[0].manifest.schema
+        for other in self._roots[1:]:
             if other.manifest.schema != first:
                 raise SchemaError(
-                    f"{other.path} has other fields than {self._opened[0].path}:\n{_named(other.manifest.schema)} "
+                    f"{other.path} has other fields than {self._roots[0].path}:\n{_named(other.manifest.schema)} "
                     f"instead of {_named(first)}"
                 )
         self.schema = first if fields is None else first.select(list(fields))
-        rows = [one.manifest.rows for one in self._opened]
-        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self._parts: list[_Part] | None = None
-        self._pid = 0
+        rows = [root.part_rows for root in self._roots]
+        self._starts = np.concatenate([[0], np.cumsum(np.concatenate(rows))]).astype(np.int64)
+        self._bounds = np.cumsum([0, *map(len, rows)])  # number of the first store of each root
+        self._parts: _OpenParts | None = None
 
     # -- what it is ------------------------------------------------------------------------------------------
 
     @property
+    def roots(self) -> tuple[Opened, ...]:
+        """What was named: stores and sharded directories."""
+        return self._roots
+
+    @property
+    def root_runs(self) -> list[list[int]]:
+        """Rows of each store of each root."""
+        rows = np.diff(self._starts).tolist()
+        return [rows[a:b] for a, b in zip(self._bounds[:-1], self._bounds[1:], strict=True)]
+
+    @property
     def stores(self) -> tuple[Opened, ...]:
-        return self._opened
+        """Every store, with its manifest. Of a sharded directory this opens all parts."""
+        return tuple(self._store(number) for number in range(len(self._starts) - 1))
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return tuple(opened.path for opened in self._opened)
+        """Path of every store."""
+        return tuple(root.part_path(i) for root in self._roots for i in range(len(root.part_rows)))
+
+    def _store(self, number: int) -> Opened:
+        root = int(np.searchsorted(self._bounds, number, side="right")) - 1
+        return self._roots[root].part(number - int(self._bounds[root]))
 
     @property
     def starts(self) -> Index:
@@ -82,13 +159,19 @@ class StoreView:
 
     def gathers(self, name: str) -> list[FieldGather | None]:
         """How each store's rows of a field are gathered; None where a store is read through its library."""
-        return [None if part.gathers is None else part.gathers[name] for part in self._open()]
+        parts = [self._part(number) for number in range(len(self._starts) - 1)]
+        return [None if part.gathers is None else part.gathers[name] for part in parts]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __repr__(self) -> str:
-        return f"StoreView({', '.join(map(str, self.paths))}: {len(self)} rows of {_named(self.schema)})"
+        return f"StoreView({self.told}: {len(self)} rows of {_named(self.schema)})"
+
+    @property
+    def told(self) -> str:
+        """What was named, as a message tells it."""
+        return _told(self._roots)
 
     def select(self, fields: Sequence[str]) -> StoreView:
         """The same rows with fewer fields."""
@@ -98,12 +181,12 @@ class StoreView:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parts": None, "_pid": 0}
+        return {**self.__dict__, "_parts": None}
 
     def close(self) -> None:
         """Let go of maps and files. The view opens them again when it is read again."""
-        for part in self._parts or []:
-            part.reader.close()
+        if self._parts is not None:
+            self._parts.close()
         self._parts = None
 
     def __enter__(self) -> StoreView:
@@ -141,7 +224,7 @@ class StoreView:
 
     def rows(self, rows: Sequence[int] | Array) -> Index:
         """Row numbers as int64, checked and made positive. A boolean mask of all rows is accepted too."""
-        return numbers(rows, len(self), "row", self.paths)
+        return numbers(rows, len(self), "row", self.roots)
 
     def whence(self, index: Index) -> tuple[Index, Index]:
         """Number of the store, and of the row in it, of each row: int64 `[rows]` both."""
@@ -150,30 +233,77 @@ class StoreView:
 
     def take_field(self, name: str, index: Index, out: Array | None = None) -> Column:
         """One field of rows that `rows()` has checked. `out`: uint8 `[rows, row_bytes]`, for fixed fields."""
-        parts = self._open()
         field = self.schema[name]
-        if len(parts) == 1:
-            return _take_from(parts[0], field, index, out)
-        part_of, inside = self.whence(index)
-        present = np.unique(part_of)
-        if not field.ragged and all(parts[p].gathers is not None for p in present):
+        if len(self._starts) == 2:
+            return _take_from(self._part(0), field, index, out)
+        groups = self._by_store(index)
+        if not field.ragged and all(p.gathers is not None and p.gathers[name].mapped for p, _, _ in groups):
             addresses = np.empty(len(index), np.int64)
-            for p in present:
-                here = np.flatnonzero(part_of == p)
-                gathers = parts[p].gathers
-                assert gathers is not None
-                addresses[here] = gathers[name].addresses(inside[here])
+            for part, here, inside in groups:
+                assert part.gathers is not None
+                addresses[here] = part.gathers[name].addresses(inside)
             return shaped(copy_rows(addresses, field.row_bytes, out), field)
-        return self._merge(parts, field, part_of, inside, present, out)
+        return self._merge(groups, field, len(index), out)
 
-    def _merge(
-        self, parts: list[_Part], field: Field, part_of: Index, inside: Index, present: Index, out: Array | None
-    ) -> Column:
+    def will_need(self, index: Index) -> None:
+        """Have rows that `rows()` has checked fetched from the disk, without waiting for them, if reading is slow."""
+        if not len(index):
+            return
+        ahead = self._open().ahead
+        few = index[:: max(1, len(index) // LOOKED_AT)]
+        if ahead.wanted(lambda: self._extents(few)):
+            for starts, nbytes in self._extents(index):
+                ahead.ask(starts, nbytes)
+
+    def _extents(self, index: Index) -> Iterator[tuple[Index, Index]]:
+        """Addresses and byte counts of what reading rows will touch, a field of a store at a time."""
+        for part, _, inside in self._by_store(index):
+            for f in self.schema:
+                if part.gathers is not None and (f.row_bytes or f.ragged):
+                    yield part.gathers[f.name].extents(inside)
+
+    @property
+    def remote(self) -> bool:
+        """Whether any store is fetched from a URL."""
+        return any(root.origin is not None for root in self._roots)
+
+    def _fetch_ahead(self, index: Index) -> None:
+        """Have the parts of a remote directory fetched in the background that hold rows, and the one behind them."""
+        parts = self._open()
+        wanted: list[int] = np.unique(self.whence(index)[0]).tolist()
+        left = parts.most_room // 2  # what is fetched must still be there when it is read
+        for number in [*wanted, *(n + 1 for n in wanted[-1:] if n + 2 < len(self._starts))]:
+            root = int(np.searchsorted(self._bounds, number, side="right")) - 1
+            opened, inside = self._roots[root], number - int(self._bounds[root])
+            if parts.get(number) is None and isinstance(opened, OpenedDataset) and opened.origin is not None:
+                left -= opened.manifest.parts[inside].bytes
+                if left < 0:
+                    return
+                parts.fetching.ask(number, partial(opened.fetch, inside))
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of the first store that are compressed together; 1 if none are."""
+        if len(self) == 0:
+            return 1
+        gathers = self._part(0).gathers or {}
+        fixed = max((g.chunk_rows for g in gathers.values() if not g.field.ragged), default=1)
+        ragged = max((g.chunk_rows for g in gathers.values() if g.field.ragged), default=1)
+        return -(-ragged // fixed) * fixed
+
+    def _by_store(self, index: Index) -> list[tuple[_Part, Index, Index]]:
+        """Each store that some of the rows are in: where they stand in `index`, and their numbers in the store."""
+        part_of, inside = self.whence(index)
+        order = np.argsort(part_of, kind="stable")
+        present, first = np.unique(part_of[order], return_index=True)
+        wheres = np.split(order, first[1:])
+        return [(self._part(p), here, inside[here]) for p, here in zip(present.tolist(), wheres, strict=False)]
+
+    def _merge(self, groups: list[tuple[_Part, Index, Index]], field: Field, rows: int, out: Array | None) -> Column:
         """Rows of several stores, gathered store by store and put back in order."""
-        where = [np.flatnonzero(part_of == p) for p in present]
-        taken = [_take_from(parts[p], field, inside[here], None) for p, here in zip(present, where, strict=True)]
-        order = np.empty(len(part_of), np.int64)
-        order[np.concatenate(where) if where else []] = np.arange(len(part_of))
+        taken = [_take_from(part, field, inside, None) for part, _, inside in groups]
+        order = np.empty(rows, np.int64)
+        order[np.concatenate([here for _, here, _ in groups]) if groups else []] = np.arange(rows)
         if field.ragged:
             ragged = [t for t in taken if isinstance(t, Ragged)]
             return Ragged.concat(ragged).take(order) if ragged else Ragged.of([], field)
@@ -183,22 +313,20 @@ class StoreView:
 
     def blocks(self, start: int = 0, stop: int | None = None, rows: int | None = None) -> Iterator[Block]:
         """All rows in order, in blocks of about 8 MiB (or `rows` rows): read-only views where they can be."""
-        stop = len(self) if stop is None else stop
-        parts = self._open()
-        for p, part in enumerate(parts):
-            base = int(self._starts[p])
-            a, b = max(start, base) - base, min(stop, int(self._starts[p + 1])) - base
-            while a < b:
-                n = min(b - a, rows or self._run_rows(part, a, b))
-                yield Block(self.schema, {f.name: _run_from(part, f, a, a + n) for f in self.schema})
-                a += n
+        stop = len(self) if stop is None else min(stop, len(self))
+        while start < stop:
+            p = int(np.searchsorted(self._starts, start, side="right")) - 1
+            part, base = self._part(p), int(self._starts[p])
+            a, b = start - base, min(stop, int(self._starts[p + 1])) - base
+            n = min(b - a, rows or self._run_rows(base, a, b))
+            yield Block(self.schema, {f.name: _run_from(part, f, a, a + n) for f in self.schema})
+            start += n
 
-    def _run_rows(self, part: _Part, a: int, b: int) -> int:
-        """How many rows from `a` on make up about `RUN_BYTES`."""
+    def _run_rows(self, base: int, a: int, b: int) -> int:
+        """How many rows from `a` on of a store that begins at row `base` make up about `RUN_BYTES`."""
         row = sum(f.row_bytes for f in self.schema if not f.ragged)
         ragged = [f for f in self.schema if f.ragged]
         if ragged:
-            base = int(self._starts[self._parts.index(part)]) if self._parts else 0
             probe = np.arange(a, min(b, a + 4096), dtype=np.int64)
             each = np.full(len(probe), row, np.int64)
             for f in ragged:
@@ -219,31 +347,34 @@ class StoreView:
 
     def lengths(self, name: str, index: Index) -> Index:
         """int64 `[rows]`: items in each row of a ragged field, without reading the values where that can be."""
-        parts = self._open()
         field = self.schema[name]
-        part_of, _ = self.whence(index)
         found = np.zeros(len(index), np.int64)
-        for p in np.unique(part_of):
-            here = np.flatnonzero(part_of == p)
-            gathers = parts[p].gathers
-            if gathers is not None:
-                found[here] = gathers[field.name].lengths(index[here] - self._starts[p])
+        for part, here, inside in self._by_store(index):
+            if part.gathers is not None:
+                found[here] = part.gathers[field.name].lengths(inside)
             else:
-                column = _take_from(parts[p], field, index[here] - self._starts[p], None)
+                column = _take_from(part, field, inside, None)
                 assert isinstance(column, Ragged)
                 found[here] = column.lengths
         return found
 
-    def _open(self) -> list[_Part]:
-        if self._parts is None or self._pid != os.getpid():
+    def _open(self) -> _OpenParts:
+        parts = self._parts
+        if parts is None or parts.pid != os.getpid():
             # maps survive a fork, but a library's handles don't: everything is opened anew
-            maps = Maps()
-            self._parts = [_Part(opened, self.schema, maps) for opened in self._opened]
-            self._pid = os.getpid()
-        return self._parts
+            parts = self._parts = _OpenParts(self.cache_bytes, self.remote)
+        return parts
+
+    def _part(self, number: int) -> _Part:
+        parts = self._open()
+        part = parts.get(number)
+        if part is None:
+            part = _Part(self._store(number), self.schema, parts.cache)
+            parts.hold(number, part)
+        return part
 
 
-def numbers(rows: Sequence[int] | Array, count: int, what: str, paths: Sequence[Path]) -> Index:
+def numbers(rows: Sequence[int] | Array, count: int, what: str, roots: Sequence[Opened]) -> Index:
     """Numbers below `count` as int64, checked and made positive; a boolean mask is accepted too. Raises `RowError`."""
     try:
         index = np.fromiter(rows, np.int64, len(rows)) if _plain(rows) else np.asarray(rows)
@@ -258,14 +389,18 @@ def numbers(rows: Sequence[int] | Array, count: int, what: str, paths: Sequence[
     if index.dtype.kind not in "iu" or index.ndim != 1:
         raise RowError(f"{what} numbers must be a list of integers, got {index.dtype} of shape {index.shape}")
     if index.dtype == np.uint64 and int(index.max()) >= count:  # would wrap to a negative number
-        raise RowError(f"{what} {int(index.max())} of {count} {what}s: {', '.join(map(str, paths[:3]))}")
+        raise RowError(f"{what} {int(index.max())} of {count} {what}s: {_told(roots[:3])}")
     index = index.astype(np.int64, copy=False)
     if index.view(np.uint64).max() < count:  # the usual case in one pass: a negative number is a huge one
         return index
     low, high = int(index.min()), int(index.max())
     if low < -count or high >= count:
-        raise RowError(f"{what} {low if low < -count else high} of {count} {what}s: {', '.join(map(str, paths[:3]))}")
+        raise RowError(f"{what} {low if low < -count else high} of {count} {what}s: {_told(roots[:3])}")
     return np.where(index < 0, index + count, index) if low < 0 else index
+
+
+def _told(roots: Sequence[Opened]) -> str:
+    return ", ".join(root.told for root in roots)
 
 
 def _plain(rows: Any) -> bool:
@@ -303,7 +438,7 @@ def open_view(
 ) -> StoreView:
     """Open a store, or several as one table, for reading with numpy.
 
-    `path`: a store or a list of stores with the same fields. `fields`: read only these.
+    `path`: a store, a sharded directory, or a list of them with the same fields. `fields`: read only these.
     Raises `NotAStore`, `IncompleteStore`, `LaterVersion` or `SchemaError`.
     """
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)

@@ -170,7 +170,7 @@ class WindowView:
         return self._count
 
     def __repr__(self) -> str:
-        return f"WindowView({', '.join(map(str, self.paths))}: {len(self)} windows of {', '.join(self._inputs)})"
+        return f"WindowView({self._view.told}: {len(self)} windows of {', '.join(self._inputs)})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_index"}
@@ -195,7 +195,7 @@ class WindowView:
         `room(name, nbytes)`: memory to use, if it has some to give.
         """
         index, way = self._index, self.sliding
-        segment, start = index.windows.locate(numbers(windows, len(self), "window", self.paths))
+        segment, start = index.windows.locate(numbers(windows, len(self), "window", self._view.roots))
         rows = segment if self._ragged and not self._cross else None
         held = None if way.drop_partial else index.windows.held(segment, start)
         columns: dict[str, Column] = {}
@@ -220,7 +220,7 @@ class WindowView:
         Documents are numbered as the rows they are, groups as they come. Items are rows, or the values of a ragged
         field counted through all rows.
         """
-        return self._index.windows.locate(numbers(windows, len(self), "window", self.paths))
+        return self._index.windows.locate(numbers(windows, len(self), "window", self._view.roots))
 
     def _items(
         self, stream: ItemStream, start: Index, held: Index | None, rows: Index | None, room: Room | None

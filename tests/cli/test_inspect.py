@@ -315,12 +315,12 @@ def test_verify_in_its_own_process(stores: Path) -> None:
 
 def test_many_findings_are_counted(stores: Path) -> None:
     """Twenty are listed; --json has them all."""
-    from bigconv.cli.inspect import _show_findings
     from bigconv.cli.render import console
+    from bigconv.cli.shown import show_findings
     from bigconv.view.report import Finding
 
     def show() -> None:
-        _show_findings(console(), [Finding("x", i, i + 1, "wrong") for i in range(25)])
+        show_findings(console(), [Finding("x", i, i + 1, "wrong") for i in range(25)])
 
     import io
     from contextlib import redirect_stdout

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from PIL import Image
 
 import bigconv
@@ -48,6 +49,8 @@ def test_append_adds_new_files_behind_the_old_rows(raw: Path, tmp_path: Path, su
     opened = open_store(dest)
     assert verify(opened) == []
     told = [whence(opened, i) for i in (0, 6, 7)]
+    hashed = [xxhash.xxh3_128_hexdigest((raw / t["file"]).read_bytes()) for t in told if t]
+    assert [t and t["xxh3"] for t in told] == hashed
     assert [t and t["file"] for t in told] == ["bb/0.png", "aa/0.png", "bb/05.png"]
     again = bigconv.convert(raw, dest, append=True)
     assert again.content_digest == manifest.content_digest
@@ -78,6 +81,9 @@ def test_retried_rejects_give_what_a_whole_conversion_gives(raw: Path, tmp_path:
     assert open_store(dest).manifest.content_digest == open_store(whole).manifest.content_digest
     assert verify(open_store(dest)) == []
     assert whence(open_store(dest), 3) == whence(open_store(whole), 3)
+    for row in range(6):
+        told = whence(open_store(dest), row)
+        assert told is not None and told["xxh3"] == xxhash.xxh3_128_hexdigest((raw / told["file"]).read_bytes())
     assert bigconv.convert(raw, dest, retry_rejects=True).rows == 6
 
 

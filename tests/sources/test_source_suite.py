@@ -157,7 +157,10 @@ class TestStores(SourceSuite):
 
 
 def test_every_registered_source_has_a_suite() -> None:
-    for module in ("test_audio", "test_csv", "test_jsonl", "test_parquet", "test_sparse", "test_tar", "test_text"):
+    arrays = ("test_dicom", "test_geotiff", "test_nifti", "test_sparse", "test_tiff")
+    others = ("test_audio", "test_csv", "test_jsonl", "test_parquet", "test_tar", "test_text", "test_video")
+    stores = ("test_foreign", "test_foreign_lmdb", "test_joined")
+    for module in arrays + others + stores:
         importlib.import_module(module)  # theirs stand beside their other tests
     suites = {cls.source for cls in SourceSuite.__subclasses__()}
     assert suites == set(registry.SOURCES)

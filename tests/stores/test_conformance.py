@@ -29,6 +29,36 @@ class TestZarr(StoreSuite):
     suffix = ".zarr"
 
 
+class TestHdf5Lz4(StoreSuite):
+    store = Hdf5(compress="lz4", chunk=3)
+    suffix = ".h5"
+
+
+class TestHdf5Zstd(StoreSuite):
+    store = Hdf5(compress="zstd:3")
+    suffix = ".h5"
+
+
+class TestZarrLz4(StoreSuite):
+    store = Zarr(compress="lz4", chunk=3, shard_bytes=2000)
+    suffix = ".zarr"
+
+
+class TestZarrZstd(StoreSuite):
+    store = Zarr(compress="zstd")
+    suffix = ".zarr"
+
+
+class TestLmdbLz4(StoreSuite):
+    store = Lmdb(compress="lz4")
+    suffix = ".lmdb"
+
+
+class TestLmdbZstd(StoreSuite):
+    store = Lmdb(compress="zstd")
+    suffix = ".lmdb"
+
+
 class TestMemory(StoreSuite):
     store = Memory()
     suffix = ""

@@ -29,6 +29,9 @@ STORES = {
     "lmdb": Lmdb(),
     "zarr": Zarr(chunk_bytes=1000, shard_bytes=8000),
     "zarr, many rows a chunk": Zarr(9000, 30_000),
+    "zarr, compressed": Zarr(1000, 8000, "lz4"),
+    "zarr, compressed, many rows a chunk": Zarr(1000, 200_000, "zstd", 13),
+    "lmdb, compressed": Lmdb("lz4"),
 }
 SCHEMAS = {
     "small rows": Schema((Field("x", "uint8", (151,)), Field("label", "int64"))),

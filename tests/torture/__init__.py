@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """One case tried; `failure` says what went wrong, empty when nothing did."""
+    """One case tried; `failure` says what went wrong, empty when nothing did; `skipped` why it could not be tried."""
 
     name: str
     failure: str = ""
+    skipped: str = ""

@@ -16,12 +16,17 @@ def main() -> int:
     print(f"{'test':16} {'cases':>8} {'failures':>9} {'seconds':>8}")
     for name in sys.argv[2:] or NAMES:
         module = importlib.import_module(f"tests.torture.{name}")
-        start, cases, failures = time.perf_counter(), 0, []
+        start, cases, failures, skipped = time.perf_counter(), 0, [], []
         for case in module.run(scale):
+            if case.skipped:
+                skipped.append(case)
+                continue
             cases += 1
             if case.failure:
                 failures.append(case)
         print(f"{name:16} {cases:8,} {len(failures):9,} {time.perf_counter() - start:8.1f}", flush=True)
+        for case in skipped:
+            print(f"    NOT TRIED: {case.name}: {case.skipped}", flush=True)
         for case in failures[:5]:
             print(f"    {case.name}: {case.failure}", flush=True)
         failed += len(failures)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bigconv import fsio
-from bigconv.errors import StoreError
+from bigconv.conversion import build
+from bigconv.conversion.api import Request
+from bigconv.conversion.run import Policy
+from bigconv.errors import BigconvError, StoreError
+from bigconv.sources import array_folder
 from bigconv.view.opening import open_store
 from bigconv.view.report import verify
 
@@ -66,3 +74,60 @@ def refused_or_whole(path: Path, rows: int) -> str:
         return f"a reader sees {opened.manifest.rows} of {rows} rows"
     findings = verify(opened)
     return f"a reader sees damage: {findings[0]}" if findings else ""
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder of its own, in memory where there is some: what is tried is what survives, not how fast a disk is."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
+
+
+@contextmanager
+def checkpoints_everywhere() -> Iterator[None]:
+    """Small spans and a checkpoint after each, in this process and those forked from it."""
+    changes = [(build, "CHECKPOINT_SECONDS", 0.0), (build, "CHECKPOINT_SHARE", 1e9), (array_folder, "SPAN_FILES", 7)]
+    kept = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    for module, name, value in changes:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)
+
+
+def folders(root: Path, files: int = 24) -> list[Path]:
+    """Two small inputs of several spans: a folder of arrays of one shape, and one of many, which is ragged."""
+    rng = np.random.default_rng(files)
+    for i in range(files):
+        for name, shape in (("fixed", (5, 7)), ("ragged", (int(rng.integers(0, 9)), int(rng.integers(1, 5))))):
+            place = root / name / f"{i:03}.npy"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            np.save(place, rng.integers(0, 255, shape).astype(np.uint16))
+    return [root / "fixed", root / "ragged"]
+
+
+def request(source: Path, dest: Path, **policy: Any) -> Request:
+    return Request((source,), dest, policy=Policy(0, **policy))
+
+
+def after_a_cut(source: Path, dest: Path, rows: int, expected: dict[str, bytes], promised: int = 0) -> str:
+    """What is wrong at a destination after a run was cut off, and after it is run again; empty when nothing is.
+
+    `promised`: rows of its last checkpoint, which must not be made again.
+    """
+    wrong = refused_or_whole(dest, rows)
+    if wrong:
+        return wrong
+    try:
+        outcome = request(source, dest).run()
+    except BigconvError as error:
+        return f"can't be resumed: {error}"
+    if contents(dest) != expected:
+        return "the resumed store differs"
+    if outcome.status == "done" and outcome.resumed_rows < promised:
+        return f"went on from row {outcome.resumed_rows}, {promised} had been promised"
+    left = sorted(p.name for p in dest.parent.glob(f"{dest.name}*") if p != dest)
+    return f"left behind: {left}" if left else ""

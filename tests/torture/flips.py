@@ -2,76 +2,76 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bigconv import fsio, registry
+from bigconv import fsio
 from bigconv.errors import StoreError
 from bigconv.schema import Field, Schema
+from bigconv.stores.hdf5 import Hdf5
+from bigconv.stores.lmdb import Lmdb
+from bigconv.stores.memmap import Memmap
+from bigconv.stores.zarr import Zarr
 from bigconv.testing import cases
 from bigconv.testing.given import write
 from bigconv.view.opening import open_store
 from bigconv.view.report import verify
 from bigconv.view.table import StoreView
 from tests.torture import Case
-from tests.torture._runs import SUFFIXES
+from tests.torture._child import streamed
+from tests.torture._runs import workspace
 
 SCHEMA = Schema((Field("x", "uint8", (33,)), Field("t", "uint16", (None,)), Field("y", "int64")))
 ROWS = 40
-FLIPS = 4000  # a store, at scale 1
+#: Small, so that every byte can be tried: the index of a Zarr shard takes 16 bytes a chunk that it could hold.
+STORES = {".mmap": Memmap(), ".h5": Hdf5(), ".zarr": Zarr(chunk_bytes=256, shard_bytes=1024), ".lmdb": Lmdb()}
 
 
 def run(scale: float) -> Iterator[Case]:
-    with tempfile.TemporaryDirectory() as name:
-        for suffix in SUFFIXES:
-            path = Path(name) / f"a{suffix}"
-            store = registry.load("store", registry.store_for(path))()
+    """At scale 1 every byte and every length."""
+    with workspace() as root:
+        for suffix, store in STORES.items():
+            path = root / f"a{suffix}"
             write(path, store, cases.block(SCHEMA, ROWS), 16)
-            context = multiprocessing.get_context("fork")
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_flip_all, args=(path, scale, theirs))
-            process.start()
-            theirs.close()
-            try:
-                while True:
-                    yield ours.recv()
-            except EOFError:
-                process.join()
-            if process.exitcode:
-                yield Case(suffix, f"the reader ended with {process.exitcode}")
+            yield from streamed(partial(_damaged, path, scale))
 
 
-def _flip_all(path: Path, scale: float, pipe: Any) -> None:
+def _damaged(path: Path, scale: float) -> Iterator[Case]:
     files = [path] if path.is_file() else [path / name for name in fsio.files_below(path)]
-    total = sum(f.stat().st_size for f in files)
     rng = np.random.default_rng(0)
-    original = StoreView([path])[:]
     for file in files:
         whole = file.read_bytes()
-        wanted = max(20, round(FLIPS * scale * len(whole) / total))
-        spots = np.unique(rng.integers(0, len(whole), wanted)) if wanted < len(whole) else np.arange(len(whole))
-        for at in spots.tolist():
+        for at in _some(len(whole), scale, rng):
             changed = bytearray(whole)
             changed[at] ^= 1 << int(rng.integers(8))
             file.write_bytes(changed)
-            pipe.send(Case(f"{file.name} byte {at}", "" if _found(path, original) else "not found"))
-        for size in sorted({0, 1, len(whole) - 1, *rng.integers(0, len(whole), round(20 * scale)).tolist()}):
+            yield Case(f"{file.name} byte {at}", "" if _found(path) else "not found")
+        for size in sorted({*_lengths(len(whole)), *_some(len(whole), scale / 4, rng)}):
             file.write_bytes(whole[:size])
-            pipe.send(Case(f"{file.name} cut to {size}", "" if _found(path, original) else "not found"))
-        file.write_bytes(whole + b"\0")
-        pipe.send(Case(f"{file.name} extended", "" if _found(path, original) else "not found"))
+            yield Case(f"{file.name} cut to {size}", "" if _found(path) else "not found")
+        for more in (b"\0", b"x", bytes(8), bytes(4096), whole):
+            file.write_bytes(whole + more)
+            yield Case(f"{file.name} with {len(more)} bytes more", "" if _found(path) else "not found")
         file.write_bytes(whole)
-    pipe.send(
-        Case(f"{path.suffix} as it was", "" if verify(open_store(path)) == [] else "damage found in a whole store")
-    )
+    yield Case(f"{path.suffix} as it was", "" if verify(open_store(path)) == [] else "damage found in a whole store")
 
 
-def _found(path: Path, original: Any) -> bool:
+def _some(size: int, scale: float, rng: np.random.Generator) -> list[int]:
+    """Numbers below `size`: a part of them, all at scale 1."""
+    wanted = round(size * scale)
+    return list(range(size)) if wanted >= size else sorted(rng.choice(size, max(2, wanted), replace=False).tolist())
+
+
+def _lengths(size: int) -> set[int]:
+    """Lengths of each class: nothing, within a signature, a header, a page, and just short of the whole."""
+    ends = {0, 1, 7, 8, 9, 47, 48, 127, 128, 4095, 4096, 4097, size // 2, size - 4096, size - 8, size - 1}
+    return {n for n in ends if 0 <= n < size}
+
+
+def _found(path: Path) -> bool:
     """Whether damage is refused or found; a read that goes through must not be wrong unnoticed or end the process."""
     try:
         opened = open_store(path)

@@ -1,0 +1,231 @@
+"""`bigconv shard STORE... DEST`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bigconv.cli import options
+
+if TYPE_CHECKING:
+    from bigconv.conversion.parts import Job
+    from bigconv.conversion.plan import Plan
+    from bigconv.conversion.run import Outcome
+    from bigconv.manifest import Manifest
+
+SIZE, ROWS, CHANGE = "Size of the parts", "Which rows, in which order", "Change a sharded directory in its place"
+
+
+def command(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STORE... DEST",
+            help="Stores or sharded directories, then the folder to make, or one store (that merges).",
+            show_default=False,
+        ),
+    ],
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="256MB", help="Bytes of data a part (default: 256MB).", rich_help_panel=SIZE),
+    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", metavar="N", help="Rows a part.", rich_help_panel=SIZE)] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", metavar="K", help="Number of parts.", rich_help_panel=SIZE)
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Store of the parts: memmap, hdf5, lmdb, zarr (else as they are).")
+    ] = None,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Put all rows in a random order, by --seed.", rich_help_panel=ROWS)
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of --shuffle and --split.", rich_help_panel=ROWS)] = 0,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="train=0.9,val=0.1", help="Each a dataset below DEST.", rich_help_panel=ROWS),
+    ] = None,
+    stratify: Annotated[
+        str | None,
+        typer.Option(
+            "--stratify", metavar="FIELD", help="Share its values out evenly over the split.", rich_help_panel=ROWS
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group", metavar="FIELD", help="Rows of one value stay on one side of the split.", rich_help_panel=ROWS
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="FIELD", help="Each part holds rows of one value.", rich_help_panel=ROWS),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="PART", help="Take a part out, by name or number.", rich_help_panel=CHANGE),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged and missing parts again.", rich_help_panel=CHANGE)
+    ] = False,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option("--source", metavar="PATH", help="What --repair makes them from.", rich_help_panel=CHANGE),
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes that write (default: cores).")] = None,
+    engine: options.Engine = "local",
+    rank: options.Rank = None,
+    finalize: options.Finalize = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what bigconv wrote at DEST.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop unfinished work and begin anew.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Cut a store into parts, each a whole store; merge, shuffle, split; the same rows, proven by the digest."""
+    from bigconv.conversion.api import available_cores
+    from bigconv.conversion.parts_cut import Cut, parse_size
+    from bigconv.conversion.progress import progress
+    from bigconv.conversion.ranks import parse_rank
+    from bigconv.conversion.run import Policy
+    from bigconv.conversion.shard import ShardRequest, edited, inputs
+    from bigconv.conversion.shard_source import Pick, parse_split
+
+    policy = Policy(
+        available_cores() if workers is None else workers,
+        restart=restart,
+        engine=engine,
+        rank=parse_rank(rank),
+        finalize=finalize,
+    )
+    changes = bool(drop or repair)
+    stores, dest = (paths, None) if changes or len(paths) < 2 else (paths[:-1], paths[-1])
+    if changes and len(paths) > 1:
+        stores, dest = paths[:-1], paths[-1]
+    change = edited(stores, dest, drop, repair, source, policy)
+    if change is not None:
+        _show_change(paths[0], *change, "dropped" if drop else "made again", json)
+        return
+    assert dest is not None
+    cut = Cut(rows, None if size is None else parse_size(size), shards)
+    pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
+    request = ShardRequest(tuple(stores), dest, cut, pick, to, overwrite, policy)
+    todo, done = request.plan()
+    if dry_run:
+        _show_plan(dest, todo, json)
+        return
+    with progress(policy.inputs(inputs(todo)), "rows", quiet or done is not None) as step:
+        outcome = request.carry_out(todo, done, step)
+    if json:
+        _print_json(_outcome_json(outcome))
+    else:
+        _show_outcome(outcome)
+
+
+def _show_plan(dest: Path, todo: Job | Plan, as_json: bool) -> None:
+    from bigconv.cli import text
+    from bigconv.cli.render import console
+    from bigconv.conversion.parts import Job
+
+    if isinstance(todo, Job):
+        outputs = [(output.folder, output.plan, len(output.parts)) for output in todo.outputs]
+    else:
+        outputs = [("", todo, 1)]
+    if as_json:
+        told = [
+            {"folder": folder, "rows": plan.inputs, "parts": count, "store": plan.store.name, "recipe": plan.recipe()}
+            for folder, plan, count in outputs
+        ]
+        _print_json({"schema_version": 1, "dest": str(dest), "datasets": told})
+        return
+    out = console()
+    for folder, plan, count in outputs:
+        where, rows = text.printable(str(dest / folder)), text.plural(plan.inputs or 0, "row")
+        line = f"{where} would be {rows} in {text.plural(count, 'part')}, {plan.store.name}"
+        out.print(line, markup=False, highlight=False)
+
+
+def _dataset_json(manifest: Manifest) -> dict[str, Any]:
+    from bigconv.dataset import DatasetManifest
+
+    told: dict[str, Any] = {
+        "store": manifest.store,
+        "rows": manifest.rows,
+        "content_digest": manifest.content_digest or None,
+        "fields": manifest.schema.to_json(),
+    }
+    if isinstance(manifest, DatasetManifest):
+        told["parts"] = [part.to_json() for part in manifest.parts]
+    return told
+
+
+def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "dest": str(outcome.dest),
+        "status": outcome.status,
+        "rank": None if outcome.rank is None else str(outcome.rank),
+        "rows_resumed": outcome.resumed_rows,
+        "bytes": outcome.bytes,
+        "seconds": round(outcome.seconds, 3),
+        "datasets": {
+            folder: _dataset_json(manifest) for folder, manifest in (outcome.datasets or {"": outcome.manifest}).items()
+        },
+    }
+
+
+def _show_outcome(outcome: Outcome) -> None:
+    from bigconv.cli import text
+    from bigconv.cli.outcome import finalize_next
+    from bigconv.cli.render import console
+
+    out = console()
+    datasets = outcome.datasets or {"": outcome.manifest}
+    for folder, manifest in datasets.items():
+        where = text.printable(str(outcome.dest / folder))
+        same = {"unchanged": ": unchanged, skipped ·", "made": f": rank {outcome.rank} made"}.get(outcome.status, ":")
+        out.print(f"{where}{same} {_counted(manifest)}", markup=False, highlight=False)
+        if manifest.content_digest:
+            out.print(f"content digest {manifest.content_digest}", style="dim")
+    if outcome.status != "unchanged":
+        seconds = max(outcome.seconds, 1e-9)
+        resumed = f" · {text.count(outcome.resumed_rows)} rows from before" if outcome.resumed_rows else ""
+        speed = f"{outcome.rows / seconds:,.0f} rows/s"
+        out.print(f"{text.size(outcome.bytes)} · {seconds:.1f} s · {speed}{resumed}", highlight=False)
+    if outcome.rank is not None:
+        out.print(finalize_next(outcome), highlight=False)
+
+
+def _counted(manifest: Manifest) -> str:
+    from bigconv.cli import text
+    from bigconv.dataset import DatasetManifest
+
+    rows = text.plural(manifest.rows, "row")
+    if not isinstance(manifest, DatasetManifest):
+        return f"{rows} in one {manifest.store} store"
+    return f"{rows} in {text.plural(len(manifest.parts), 'part')}, {manifest.store}"
+
+
+def _show_change(path: Path, manifest: Manifest, parts: list[str], what: str, as_json: bool) -> None:
+    from bigconv.cli import text
+    from bigconv.cli.render import console
+
+    if as_json:
+        told = {"schema_version": 1, "dest": str(path), "status": "done", what.replace(" ", "_"): parts}
+        _print_json({**told, "datasets": {"": _dataset_json(manifest)}})
+        return
+    out = console()
+    for name in parts:
+        out.print(f"{what}: {name}", markup=False, highlight=False)
+    if not parts:
+        out.print("every part is whole")
+    out.print(f"{text.printable(str(path))}: {_counted(manifest)}", markup=False, highlight=False)
+    out.print(f"content digest {manifest.content_digest}", style="dim")
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps(document, indent=2))  # in ASCII: a path may hold bytes that no encoding of stdout can

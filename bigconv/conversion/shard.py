@@ -1,0 +1,219 @@
+"""`bigconv.shard`: stores cut into parts, merged, shuffled, split, put in another format; parts dropped and mended."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigconv import registry
+from bigconv.conversion.api import available_cores
+from bigconv.conversion.build import drop_leftovers
+from bigconv.conversion.destination import all_unchanged, check_datasets
+from bigconv.conversion.engines import check_engine
+from bigconv.conversion.parts import Job, Output
+from bigconv.conversion.parts_cut import DEFAULT_SIZE, Cut, cut_plan, parse_size
+from bigconv.conversion.parts_request import folder_only
+from bigconv.conversion.parts_run import execute_parts
+from bigconv.conversion.plan import Plan
+from bigconv.conversion.progress import in_notebook
+from bigconv.conversion.progress import progress as show_progress
+from bigconv.conversion.ranks import parse_rank
+from bigconv.conversion.run import Outcome, Policy, Progress, execute
+from bigconv.conversion.shard_edit import drop_parts, repair_parts
+from bigconv.conversion.shard_source import Pick, parse_split
+from bigconv.errors import InputError, UsageError
+from bigconv.manifest import Manifest
+from bigconv.sources.store import StoreSource
+from bigconv.view.table import StoreView
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class ShardRequest:
+    """Rows of stores as a user wants them in another shape; the names and defaults are the command line's."""
+
+    sources: tuple[Path, ...]
+    dest: Path
+    cut: Cut = field(default_factory=Cut)
+    pick: Pick = field(default_factory=Pick)
+    to: str | None = None
+    overwrite: bool = False
+    policy: Policy = field(default_factory=lambda: Policy(available_cores()))
+
+    @property
+    def merges(self) -> bool:
+        """Whether the destination is to be one store."""
+        return self.dest.suffix.lower() in registry.extensions("store")
+
+    def plan(self) -> tuple[Job | Plan, Outcome | None]:
+        """Look at everything, change nothing: what is to be done, and the outcome when nothing is."""
+        self._check()
+        check_engine(self.policy, "name a folder as DEST" if self.merges else None)
+        view = self._view()
+        there = check_datasets(self.dest, self.sources, self.overwrite)
+        plans, groups = {}, {}
+        for name, (source, runs) in self.pick.sources(view).items():
+            plans[name], groups[name] = self._plan(source, view, name), runs
+        cut = self._cut()
+        outputs = (
+            ()
+            if self.merges
+            else tuple(Output(name, plan, plan.hash, cut_plan(plan, cut, groups[name])) for name, plan in plans.items())
+        )
+        first = next(iter(plans.values()))
+        todo = first if self.merges else Job(self.dest, outputs, self.policy)
+        if there and not self.overwrite and all_unchanged(self.dest, plans, there):
+            manifests = {name: opened.manifest for name, opened in there.items()}
+            return todo, Outcome("unchanged", next(iter(manifests.values())), self.dest, datasets=manifests)
+        return todo, None
+
+    def carry_out(self, todo: Job | Plan, done: Outcome | None, progress: Progress | None = None) -> Outcome:
+        """What `plan` has found to be done."""
+        if done is None:
+            if isinstance(todo, Job):
+                return execute_parts(todo, progress)
+            return execute(todo, self.dest, self.policy, progress)
+        drop_leftovers(self.dest, (todo.plan if isinstance(todo, Job) else todo).hash)
+        return done
+
+    def run(self, progress: Progress | None = None) -> Outcome:
+        """Shard, or find that nothing has changed."""
+        return self.carry_out(*self.plan(), progress)
+
+    def _check(self) -> None:
+        if self.merges and (self.cut.rows or self.cut.size or (self.cut.shards or 1) > 1):
+            folder_only(self.dest)
+        if self.merges and (self.pick.split or self.pick.by):
+            folder_only(self.dest)
+        if self.pick.by and self.cut.shards is not None:
+            raise UsageError(
+                "--by makes the parts of each value its own: cut those with --size or --rows, not --shards"
+            )
+
+    def _cut(self) -> Cut:
+        return self.cut if self.cut.to_json() or self.pick.by else Cut(size=DEFAULT_SIZE)
+
+    def _view(self) -> StoreView:
+        for path in self.sources:
+            if not path.exists():
+                raise InputError(f"{path}: no such file or folder")
+            if registry.recognise(path) is None:
+                raise InputError(
+                    f"{path}: not a store. Raw files are sharded as they are converted: "
+                    f"bigconv convert {path} {self.dest} --shard-size 256MB"
+                )
+        view = StoreView([path.absolute() for path in self.sources] if self.policy.elsewhere else self.sources)
+        if not len(view):
+            raise InputError(f"{view.told}: no rows in it")
+        return view
+
+    def _plan(self, source: StoreSource, view: StoreView, subset: str) -> Plan:
+        first = view.roots[0]
+        store = first.store  # with its options
+        if self.merges or self.to is not None:
+            kind = registry.store_for(self.dest, self.to)
+            store = store if kind == store.name else registry.load("store", kind)()
+        read = self.pick.read(subset or None)
+        shards = None if self.merges else self._cut().to_json()
+        return Plan(source, (), source.schema, source.plan(), store, None, None, read, shards)
+
+
+def shard(
+    store: PathLike | Sequence[PathLike],
+    dest: PathLike | None = None,
+    *,
+    size: int | str | None = None,
+    rows: int | None = None,
+    shards: int | None = None,
+    to: str | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    split: str | Mapping[str, float] | None = None,
+    stratify: str | None = None,
+    group: str | None = None,
+    by: str | None = None,
+    drop: str | Sequence[str] | None = None,
+    repair: bool = False,
+    source: PathLike | Sequence[PathLike] | None = None,
+    workers: int | None = None,
+    engine: str = "local",
+    rank: str | None = None,
+    finalize: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: bool | None = None,
+) -> Manifest | dict[str, Manifest]:
+    """Cut stores into a directory of parts; the same as `bigconv shard` with the same options.
+
+    `size` (`"256MB"`, or bytes of data), `rows` or `shards` says how large the parts are; default 256 MB. A `dest`
+    with a store's extension is one store: that merges. `to`: the format, else that of the source. `shuffle`: all rows,
+    by `seed`. `split`: `{"train": 0.9, "val": 0.1}`, each a dataset below `dest`; `stratify`: a field whose values are
+    shared out evenly, `group`: one whose values stay together. `by`: a field; no part mixes its values.
+
+    `engine`, `rank`, `finalize`: where parts are made, as for `convert`.
+
+    Without `dest`: `drop` takes parts out of a directory, `repair` makes damaged and missing ones again from `source`.
+    Returns the manifest; of a split, those of the parts by name.
+    Raises `InputError`, `OutputError`, `UsageError`, `StoreError` or `Interrupted`.
+    """
+    paths = tuple(Path(path) for path in ([store] if isinstance(store, (str, os.PathLike)) else store))
+    policy = Policy(
+        available_cores() if workers is None else workers,
+        restart=restart,
+        engine=engine,
+        rank=parse_rank(rank),
+        finalize=finalize,
+    )
+    edit = edited(paths, dest, drop, repair, source, policy)
+    if edit is not None:
+        return edit[0]
+    assert dest is not None
+    cut = Cut(rows, None if size is None else parse_size(size), shards)
+    pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
+    request = ShardRequest(paths, Path(dest), cut, pick, to, overwrite, policy)
+    todo, done = request.plan()
+    shown = (sys.stderr.isatty() or in_notebook()) if progress is None else progress
+    with show_progress(inputs(todo), "rows", not shown or done is not None) as step:
+        outcome = request.carry_out(todo, done, step)
+    return dict(outcome.datasets) if pick.split else outcome.manifest
+
+
+def edited(
+    paths: Sequence[Path],
+    dest: PathLike | None,
+    drop: str | Sequence[str] | None,
+    repair: bool,
+    source: PathLike | Sequence[PathLike] | None,
+    policy: Policy,
+) -> tuple[Manifest, list[str]] | None:
+    """What `drop` and `repair` do to a sharded directory: its manifest, and the parts that were dropped or made again.
+
+    None when neither is asked for. Raises `UsageError`.
+    """
+    dropped = [] if drop is None else [drop] if isinstance(drop, str) else list(drop)
+    if not dropped and not repair:
+        if source is not None:
+            raise UsageError("--source says what damaged parts are made from again: it goes with --repair")
+        if dest is None:
+            raise UsageError(f"shard needs a DEST: bigconv shard {paths[0]} parts/ --size 256MB")
+        return None
+    if len(paths) != 1 or dest is not None or (dropped and repair):
+        raise UsageError("--drop and --repair, one of them, change one sharded directory in its place: name it alone")
+    if policy.rank is not None or policy.finalize:
+        raise UsageError("--rank and --finalize make a new directory; --drop and --repair change one that is there")
+    if dropped:
+        return drop_parts(paths[0], dropped)
+    given: Any = [] if source is None else [source] if isinstance(source, (str, os.PathLike)) else source
+    return repair_parts(paths[0], [Path(path) for path in given], policy)
+
+
+def inputs(todo: Job | Plan) -> int | None:
+    """Rows to read, of all outputs."""
+    plans = [output.plan for output in todo.outputs] if isinstance(todo, Job) else [todo]
+    counts = [plan.inputs for plan in plans]
+    return None if None in counts else sum(count or 0 for count in counts)

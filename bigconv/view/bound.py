@@ -1,0 +1,260 @@
+"""Items of one part, bound to where they lie: item numbers become memory addresses, or copies.
+
+Compressed items are decoded first (`bigconv.view.unpack`), and lie at addresses then, too: good as long as the list
+`hold` has what they lie in. Offsets that come from a file are held against the size of what they point into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bigconv.block import Array, Index
+from bigconv.errors import IncompleteStore
+from bigconv.stores.base import Chunked
+from bigconv.view.memory import LOWEST, copy_rows, copy_runs, everywhere
+from bigconv.view.unpack import Cache, Frames, Hold
+
+RECORD_BYTES = 64 << 20  # 64 MiB: past this, where a record ends is not believed
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Bound items of one part: `address(i, hold)` for int64 arrays of item numbers."""
+
+    count: int
+
+    @property
+    def mapped(self) -> bool:
+        """Whether items lie in files as they are, so that addresses hold by themselves."""
+        return True
+
+    def address(self, items: Index, hold: Hold) -> Index:
+        """int64 `[n]`. What `hold` gets has to be kept until the bytes at the addresses have been copied."""
+        raise NotImplementedError
+
+    def runs(self, first: Index, counts: Index, item_bytes: int, hold: Hold) -> tuple[Index, Index]:
+        """Addresses and byte counts of the pieces that hold items `first` to `first + counts`, in order.
+
+        One piece an item, where nothing says that they lie together.
+        """
+        before = np.cumsum(counts) - counts
+        items = np.repeat(first - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
+        return self.address(items, hold), np.full(len(items), item_bytes, np.int64)
+
+    def extents(self, items: Index, item_bytes: int) -> tuple[Index, Index]:
+        """Addresses and byte counts of the mapped memory that holds these items, about."""
+        return self.address(items, []), np.full(len(items), item_bytes, np.int64)
+
+    def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        """Items `first` to `first + count` of each run, in writable memory: uint8 `[runs, count * item_bytes]`."""
+        items = (first[:, None] + np.arange(count)).reshape(-1)
+        hold: Hold = []
+        flat = copy_rows(self.address(items, hold), item_bytes, None if out is None else out.reshape(-1, item_bytes))
+        return flat.reshape(len(first), count * item_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundStrided(Items):
+    base: int
+    stride: int
+
+    def address(self, items: Index, hold: Hold) -> Index:
+        return items * self.stride + self.base
+
+    def runs(self, first: Index, counts: Index, item_bytes: int, hold: Hold) -> tuple[Index, Index]:
+        if self.stride != item_bytes:
+            return super().runs(first, counts, item_bytes, hold)
+        return self.address(first, hold), counts * item_bytes
+
+    def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        if self.stride != item_bytes:
+            return super().copy(first, count, item_bytes, out)
+        return copy_rows(self.address(first, []), count * item_bytes, out)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundChunked(Items):
+    at: Chunked
+    adjust: Index  # int64 [shards]: address of the shard less what the sum below counts for the shards before it
+
+    def address(self, items: Index, hold: Hold) -> Index:
+        return self._address(items, items // self.at.chunk_items)
+
+    def _address(self, items: Index, chunk: Index) -> Index:
+        # the plain sum over shard, chunk and item, rearranged into the fewest passes: this is the hot path
+        at = self.at
+        address = items * at.item_bytes
+        if gap := at.chunk_stride - at.chunk_items * at.item_bytes:
+            address += chunk * gap
+        if len(self.adjust) == 1:
+            address += self.adjust[0]
+        else:
+            address += self.adjust[chunk // at.shard_chunks]
+        return address
+
+    @staticmethod
+    def adjustments(bases: Index, at: Chunked) -> Index:
+        return bases - np.arange(len(bases), dtype=np.int64) * (at.shard_chunks * at.chunk_stride)
+
+    def runs(self, first: Index, counts: Index, item_bytes: int, hold: Hold) -> tuple[Index, Index]:
+        start, held = cut(first, counts, self.at.chunk_items)
+        return self.address(start, hold), held * item_bytes
+
+    def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        size, nbytes = self.at.chunk_items, count * item_bytes
+        if count > size:
+            starts, lengths = self.runs(first, np.full(len(first), count, np.int64), item_bytes, [])
+            joined = copy_runs(starts, lengths, item_bytes).reshape(len(first), nbytes)
+            return joined if out is None else _over(out, joined)
+        chunk = first // size
+        address = self._address(first, chunk)
+        over = first - chunk * size
+        broken = np.flatnonzero(over > size - count)
+        if not len(broken):
+            return copy_rows(address, nbytes, out)
+        # few runs are broken: all are copied as if whole, these from inside their chunk, then the pieces over them
+        over, heads = over[broken] + (count - size), address[broken]  # items that lie in the next chunk
+        after = chunk[broken] + 1
+        tails = self._address(after * size, after)
+        address[broken] -= over * item_bytes
+        out = copy_rows(address, nbytes, out)
+        into, everything = out.reshape(-1).data, everywhere()
+        pieces = (broken * nbytes, (count - over) * item_bytes, heads - LOWEST, tails - LOWEST)
+        for at, n, head, tail in zip(*(column.tolist() for column in pieces), strict=True):
+            into[at : at + n] = everything[head : head + n]
+            into[at + n : at + nbytes] = everything[tail : tail + nbytes - n]
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class BoundIndexed(Items):
+    base: int
+    index: Index
+    delta: int
+    end: int  # an item may start before this byte of the file
+    path: Path
+
+    def address(self, items: Index, hold: Hold) -> Index:
+        return self._checked(self.index[items])
+
+    def extents(self, items: Index, item_bytes: int) -> tuple[Index, Index]:
+        # a record ends before the next begins, as they were written in order
+        offsets = self._checked(self.index[items])
+        after = self._checked(self.index[np.minimum(items + 1, self.count - 1)])
+        return offsets, np.clip(after - offsets, item_bytes, RECORD_BYTES)
+
+    def _checked(self, offsets: Index) -> Index:
+        if len(offsets) and (offsets.min() < 0 or offsets.max() + self.delta >= self.end):
+            raise IncompleteStore(f"{self.path}: the row index points out of the file")
+        return offsets + (self.base + self.delta)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundPacked(Items):
+    """Items in compressed chunks."""
+
+    chunk_items: int
+    item_bytes: int
+    frames: Frames
+    cache: Cache
+
+    @property
+    def mapped(self) -> bool:
+        return False
+
+    def address(self, items: Index, hold: Hold) -> Index:
+        if not len(items):
+            return items
+        chunk, inside = np.divmod(items, self.chunk_items)
+        present, which = np.unique(chunk, return_inverse=True)
+        starts, _ = self.cache.decoded(self.frames, present, hold)
+        address: Index = starts[which] + inside * self.item_bytes
+        return address
+
+    def runs(self, first: Index, counts: Index, item_bytes: int, hold: Hold) -> tuple[Index, Index]:
+        start, held = cut(first, counts, self.chunk_items)
+        return self.address(start, hold), held * item_bytes
+
+    def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        if count == self.chunk_items == 1:  # a row a chunk: nothing to be shared, so straight to where it is to be
+            rows = np.empty((len(first), item_bytes), np.uint8) if out is None else out
+            self.frames.decode(first, lambda i, _: rows[i])
+            return rows
+        chunks = 1 if count == 1 else (count - 2) // self.chunk_items + 2  # that a run can touch
+        most = max(1, self.cache.limit // (self.chunk_items * item_bytes * chunks))
+        if len(first) <= most:
+            return self._copied(first, count, item_bytes, out)
+        # too many chunks to be held at once: gathered some at a time, in the order of the chunks
+        rows = np.empty((len(first), count * item_bytes), np.uint8) if out is None else out
+        order = np.argsort(first, kind="stable")
+        for a in range(0, len(order), most):
+            some = order[a : a + most]
+            rows[some] = self._copied(first[some], count, item_bytes)
+        return rows
+
+    def extents(self, items: Index, item_bytes: int) -> tuple[Index, Index]:
+        start, end = self.frames.find(np.unique(items // self.chunk_items))
+        there = start >= LOWEST
+        return start[there], (end - start)[there]
+
+    def _copied(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
+        hold: Hold = []
+        starts, nbytes = self.runs(first, np.full(len(first), count, np.int64), item_bytes, hold)
+        if len(starts) == len(first):
+            return copy_rows(starts, count * item_bytes, out)
+        joined = copy_runs(starts, nbytes, item_bytes).reshape(len(first), count * item_bytes)
+        return joined if out is None else _over(out, joined)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundRecords(Items):
+    """Items in compressed records, `delta` bytes behind each one's start."""
+
+    delta: int
+    item_bytes: int
+    frames: Frames
+    cache: Cache
+
+    @property
+    def mapped(self) -> bool:
+        return False
+
+    def address(self, items: Index, hold: Hold) -> Index:
+        return self.bounds(items, hold)[0]
+
+    def extents(self, items: Index, item_bytes: int) -> tuple[Index, Index]:
+        start, _ = self.frames.find(items)
+        after, _ = self.frames.find(np.minimum(items + 1, self.count - 1))
+        there = (start >= LOWEST) & (after >= LOWEST)
+        return start[there], np.clip(after - start, 1, RECORD_BYTES)[there]
+
+    def bounds(self, items: Index, hold: Hold) -> tuple[Index, Index]:
+        """Address of each item, and that behind its record."""
+        if not len(items):
+            return items, items
+        present, which = np.unique(items, return_inverse=True)
+        starts, nbytes = self.cache.decoded(self.frames, present, hold)
+        if int(nbytes.min()) < self.delta + self.item_bytes:
+            row = int(present[nbytes.argmin()])
+            raise IncompleteStore(f"{self.frames.name}: row {row} is shorter than its fields; run inspect --verify")
+        return (starts + self.delta)[which], (starts + nbytes)[which]
+
+
+def cut(first: Index, counts: Index, size: int) -> tuple[Index, Index]:
+    """Runs of items cut where chunks of `size` items end: first item and number of items of each piece, in order."""
+    pieces = np.where(counts > 0, (first + counts - 1) // size - first // size + 1, 0)
+    if (pieces == 1).all():
+        return first, counts
+    run = np.repeat(np.arange(len(first)), pieces)
+    number = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its run
+    start = np.maximum(first[run], (first[run] // size + number) * size)
+    stop = np.minimum(first[run] + counts[run], (first[run] // size + number + 1) * size)
+    return start, stop - start
+
+
+def _over(out: Array, array: Array) -> Array:
+    out[...] = array
+    return out

@@ -1,0 +1,135 @@
+"""Read-ahead for stores that don't lie in memory: the kernel is told which rows will be read, and fetches them at once.
+
+A map reads a page when it is touched, one after another, and megabytes around it that nobody wants. `MADV_WILLNEED` on
+all rows of a batch before any is touched has the disk fetch them together, and nothing else. Of rows that are in memory
+already it would cost a third of the time that copying them takes, so a few rows are looked at first, by mincore(2).
+It says nothing of files that belong to somebody else; there the process's own count of major faults, which are the
+reads that somebody had to wait for, must do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bigconv.block import Index
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+LOOKED_AT = 4  # rows of a batch
+MOST_SKIPPED = 7  # batches not looked at while all is in memory: looking costs what copying 100 small rows does
+STRETCH = 32  # batches asked for after somebody had to wait
+MOST_BYTES = 256 << 20  # 256 MiB asked for at once: more might push out what was fetched before it is read
+_WILLNEED = getattr(mmap, "MADV_WILLNEED", None)
+_Call = Callable[[int, int, Any], int]
+_Item = TypeVar("_Item")
+
+
+def _calls() -> tuple[_Call, _Call] | None:
+    """madvise(2) and mincore(2) for addresses; None where there are none."""
+    if resource is None or _WILLNEED is None:
+        return None
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        madvise, mincore = library.madvise, library.mincore
+    except (OSError, AttributeError, TypeError):
+        return None
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    return madvise, mincore
+
+
+class ReadAhead:
+    """Whether pages have to be fetched, and what is asked for while they have."""
+
+    def __init__(self) -> None:
+        self._calls = _calls()
+        self._faults: int | None = None  # major faults when last looked
+        self._left = 0  # batches to ask for without looking
+        self._skip, self._skipped = 0, 0  # batches still not to be looked at, and how many that were in all
+
+    def wanted(self, sample: Callable[[], Iterable[tuple[Index, Index]]]) -> bool:
+        """Whether the next batch should be asked for. `sample`: addresses and byte counts of a few of its rows."""
+        if self._calls is None:
+            return False
+        if self._left:
+            self._left -= 1
+            return True
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        before, self._faults = self._faults, faults
+        if before is not None and faults != before:
+            self._left = STRETCH
+            return True
+        if self._skip:
+            self._skip -= 1
+            return False
+        if not all(map(self._resident, sample())):
+            self._skipped = 0
+            return True
+        self._skip = self._skipped = min(2 * self._skipped + 1, MOST_SKIPPED)
+        return False
+
+    def _resident(self, extents: tuple[Index, Index]) -> bool:
+        """Whether the first page of each is in memory."""
+        assert self._calls is not None
+        state = ctypes.c_ubyte()
+        for address in extents[0].tolist():
+            failed = self._calls[1](address // mmap.PAGESIZE * mmap.PAGESIZE, 1, ctypes.addressof(state))
+            if not failed and not state.value & 1:
+                return False
+        return True
+
+    def ask(self, starts: Index, nbytes: Index) -> int:
+        """Have the pages fetched that hold these bytes of maps. Gives the number of calls that it took."""
+        if self._calls is None or not len(starts):
+            return 0
+        calls = 0
+        for address, length in stretches(starts, nbytes):
+            self._calls[0](address, length, _WILLNEED)
+            calls += 1
+        return calls
+
+
+def stretches(starts: Index, nbytes: Index) -> Iterator[tuple[int, int]]:
+    """Whole pages that hold these bytes: address and length of each stretch, `MOST_BYTES` in all at most."""
+    page = mmap.PAGESIZE
+    first = starts // page * page
+    order = np.argsort(first, kind="stable")
+    first, last = first[order], np.maximum.accumulate(-(-(starts + nbytes) // page)[order] * page)
+    begins = np.flatnonzero(np.append(True, first[1:] > last[:-1]))
+    ends = np.append(begins[1:], len(first)) - 1
+    left = MOST_BYTES
+    for address, end in zip(first[begins].tolist(), last[ends].tolist(), strict=True):
+        if left <= 0:
+            return
+        length = min(end - address, left)
+        left -= length
+        yield address, length
+
+
+def with_coming(items: Iterable[_Item], ahead: int) -> Iterator[tuple[_Item, _Item | None]]:
+    """Each item with the one that comes `ahead` items later; None where there is none.
+
+    What `items` raise is raised when those before it have been given.
+    """
+    held: deque[_Item] = deque()
+    error: Exception | None = None
+    try:
+        for item in items:
+            held.append(item)
+            if len(held) > ahead:
+                yield held.popleft(), item
+    except Exception as raised:  # noqa: BLE001  raised again below
+        error = raised
+    while held:
+        yield held.popleft(), None
+    if error is not None:
+        raise error

@@ -1,0 +1,220 @@
+"""A full disk, a failing one, interrupted and short calls at each call of a conversion: a clear error, then a resume.
+
+Calls fail in two ways: in Python, where a write can also be short, and in the kernel by strace, which reaches the HDF5
+library too. File size limits and a small tmpfs are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from bigconv import fsio
+from bigconv.errors import BigconvError
+from tests.torture import Case, _child
+from tests.torture._runs import (
+    SUFFIXES,
+    after_a_cut,
+    checkpoints_everywhere,
+    contents,
+    folders,
+    refused_or_whole,
+    request,
+    workspace,
+)
+
+CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "replace", "rename", "mkdir", "unlink", "copy_file_range")
+SHORT = "short"
+KINDS: tuple[int | str, ...] = (errno.ENOSPC, errno.EIO, SHORT)
+TRACED = ("ENOSPC", "EIO", "EINTR")
+LIMITS = 40  # file size limits and sizes of a tmpfs, at scale 1
+QUICK = 0.05  # below this scale a part of the stores, each with one of the sources, stands for all
+
+
+def run(scale: float) -> Iterator[Case]:
+    with workspace() as root, checkpoints_everywhere():
+        why = _child.no_strace()
+        if why:
+            yield Case("faults in the kernel", skipped=why)
+        for number, (source, suffix) in enumerate(product(folders(root), SUFFIXES)):
+            if scale >= QUICK or number in (0, 3, 5, 6):
+                place = root / f"{source.name}{suffix}"
+                place.mkdir()
+                trial = Trial(source, place / f"out{suffix}", scale)
+                yield from trial.in_python()
+                if not why:
+                    yield from trial.in_the_kernel(root / "log")
+                yield from trial.limited()
+        yield from _small_disk(root, scale)
+
+
+class Trial:
+    """One source into one store, disturbed in many ways."""
+
+    def __init__(self, source: Path, dest: Path, scale: float) -> None:
+        self.source, self.dest, self.scale = source, dest, scale
+        self.name = f"{source.name}{dest.suffix}"
+        self.random = random.Random(self.name)
+        self.rows = request(source, dest).run().manifest.rows
+        self.expected = contents(dest)
+        fsio.remove(dest)
+
+    def chosen(self, cases: list[Any], least: int) -> list[Any]:
+        n = len(cases) if self.scale >= 1 else min(len(cases), max(least, round(len(cases) * self.scale)))
+        return self.random.sample(cases, n)
+
+    def judged(self, name: str, wrong: str) -> Case:
+        wrong = wrong or refused_or_whole(self.dest, self.rows)
+        case = Case(f"{self.name} {name}", wrong or after_a_cut(self.source, self.dest, self.rows, self.expected))
+        for path in self.dest.parent.iterdir():
+            fsio.remove(path)
+        return case
+
+    def in_python(self) -> Iterator[Case]:
+        with failing(self.dest.parent, 0, 0) as counted:
+            request(self.source, self.dest).run()
+        fsio.remove(self.dest)
+        cases = [(n, kind) for n in range(1, counted[0] + 1) for kind in KINDS]
+        for number, kind in self.chosen(cases, 3):
+            wrong = ""
+            with failing(self.dest.parent, number, kind) as counted:
+                try:
+                    request(self.source, self.dest).run()
+                except BigconvError as error:
+                    wrong = _unclear(error.exit_code, str(error))
+                except BaseException as error:  # noqa: BLE001  what is not meant to come is what is looked for
+                    wrong = f"{type(error).__name__}: {error}"
+            yield self.judged(f"call {number}: {os.strerror(kind) if isinstance(kind, int) else kind}", wrong)
+
+    def in_the_kernel(self, log: Path) -> Iterator[Case]:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        calls = _child.mutating_calls(lambda: self.command(nowhere), self.dest.parent, log)
+        os.close(nowhere)
+        fsio.remove(self.dest)
+        for call, kind in self.chosen([(call, kind) for call in calls for kind in TRACED], 1):
+            wrong = self.ended(strace=_child.inject(call, f"error={kind}"), log=log)
+            yield self.judged(f"{kind} at {call.line[:80]}", wrong)
+
+    def limited(self) -> Iterator[Case]:
+        if self.dest.suffix == ".h5" and self.scale < QUICK:
+            return  # the HDF5 library may crash when it can't write what it has promised, which is known
+        largest = max(map(len, self.expected.values())) + 8192
+        for limit in self.chosen(list(range(0, largest, max(1, largest // LIMITS))), 1):
+            yield self.judged(f"files of at most {limit} bytes", self.ended(limit=limit))
+
+    def command(self, fd: int, limit: int | None = None) -> None:
+        """`bigconv convert` in a child; what it says goes to a descriptor."""
+        from bigconv.cli.app import main
+
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        sys.argv = ["bigconv", "convert", str(self.source), str(self.dest), "--workers", "0", "-q"]
+        main()
+
+    def ended(self, limit: int | None = None, strace: list[str] | None = None, log: Path | None = None) -> str:
+        """What is wrong with how a command ended; empty for success, and for a refusal as it should be."""
+        told, tell = os.pipe()  # not a file, which the limits would concern
+        try:
+            code = _child.run(lambda: self.command(tell, limit), strace, log)
+        except TimeoutError as error:
+            return str(error)
+        finally:
+            os.close(tell)
+            with open(told, errors="replace") as pipe:
+                message = pipe.read()
+        return "" if code == 0 else _unclear(code, message)
+
+
+def _unclear(code: int, message: str) -> str:
+    """What is wrong with how a run failed; empty for exit code 2 and a message of one to three lines."""
+    lines = message.strip().splitlines()
+    if code != 2 or not 1 <= len(lines) <= 3 or "Traceback" in message:
+        return f"exit code {code}: {message}"
+    return ""
+
+
+@contextlib.contextmanager
+def failing(below: Path, number: int, kind: int | str) -> Iterator[list[int]]:
+    """Call number `number` of Python's that changes something below a folder fails, or is short; counts the calls."""
+    count = [0]
+    kept = {name: getattr(os, name) for name in CALLS if hasattr(os, name)}
+
+    def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not _concerned(name, args, kwargs, below):
+                return original(*args, **kwargs)
+            count[0] += 1
+            if count[0] != number:
+                return original(*args, **kwargs)
+            if isinstance(kind, int):
+                raise OSError(kind, os.strerror(kind))
+            return original(*_shortened(name, args), **kwargs)
+
+        return call
+
+    for name, original in kept.items():
+        setattr(os, name, wrapped(name, original))
+    try:
+        yield count
+    finally:
+        for name, original in kept.items():
+            setattr(os, name, original)
+
+
+def _concerned(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], below: Path) -> bool:
+    if name == "open" and not args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        return False
+    target = args[1] if name == "copy_file_range" else args[0]
+    fd = target if isinstance(target, int) else kwargs.get("dir_fd")
+    path = os.readlink(f"/proc/self/fd/{fd}") if fd is not None else os.fsdecode(target)
+    return path.startswith(str(below))
+
+
+def _shortened(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a call that does a part only, as the kernel may."""
+    if name in ("write", "pwrite"):
+        data = memoryview(args[1]).cast("B")
+        return (args[0], data[: max(1, len(data) // 2)], *args[2:])
+    if name == "copy_file_range":
+        return (*args[:2], max(1, args[2] // 2), *args[3:])
+    return args
+
+
+def _small_disk(root: Path, scale: float) -> Iterator[Case]:
+    """A tmpfs that fills up at every stage; then it grows, and the same command goes on."""
+    disk = root / "disk"
+    disk.mkdir()
+    sources = folders(root)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield Case("a full disk", skipped="a tmpfs can't be mounted here (needs root)")
+        return
+    try:
+        for number, (source, suffix) in enumerate(product(sources, SUFFIXES)):
+            if scale >= QUICK or number == 6:
+                trial = Trial(source, _grown(disk, "64m") / f"out{suffix}", scale)
+                need = sum(map(len, trial.expected.values())) * 3 // 4096 + 8
+                for pages in trial.chosen(list(range(1, need, max(1, need // LIMITS))), 1):
+                    _grown(disk, f"{pages * 4}k")
+                    wrong = trial.ended()
+                    _grown(disk, "64m")
+                    yield trial.judged(f"a disk of {pages * 4} KiB", wrong)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def _grown(disk: Path, size: str) -> Path:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+    return disk
