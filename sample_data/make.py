@@ -4,8 +4,8 @@
     python sample_data/make.py --check    make it in a temporary folder and compare; exit 1 names what differs
 
 Random numbers are raw PCG64 bits, which numpy keeps stable between releases, unlike its distributions. What is compared
-byte for byte is made with integer and exact float arithmetic. Encoded pictures depend on the codec's version, so
-their pixels are compared instead.
+byte for byte is made with integer and exact float arithmetic. Encoded pictures, videos, scans and tables depend on the
+version of what encodes them, so their values are compared instead. Needs `bigconv[all,video]`.
 """
 # ruff: noqa: T201  a script that talks to whoever runs it
 
@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import science  # beside this script
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-MADE = ("images", "broken", "arrays", "series", "table.csv", "notes.jsonl", "tone.wav", "sparse.svm")
+MADE = ("images", "broken", "arrays", "series", "table.csv", "notes.jsonl", "tone.wav", "sparse.svm", *science.MADE)
 
 CLASSES = ("blobs", "checks", "rings", "stripes")
 PER_CLASS = 10
@@ -233,6 +234,8 @@ def make(root: Path) -> None:
     """Everything, below `root`, which must have none of it yet."""
     for part in (make_images, make_broken, make_arrays, make_series, make_table, make_notes, make_tone, make_sparse):
         part(root)
+    for seed, more in enumerate(science.PARTS, 7):
+        more(root, Bits(seed))
 
 
 # -- check ---------------------------------------------------------------------------------------------------------
@@ -248,9 +251,11 @@ def files_below(root: Path) -> set[str]:
 
 
 def same(ours: Path, theirs: Path) -> bool:
-    """Equal bytes; or, for two pictures, equal form and all but equal pixels; or both broken after one size."""
+    """Equal bytes; or values, where libraries encode; or pictures all but equal, or both broken after one size."""
     if ours.read_bytes() == theirs.read_bytes():
         return True
+    if ours.name.endswith(science.DECODED):
+        return science.agree(ours, theirs)
     if ours.suffix not in (".jpg", ".png"):
         return False
     try:

@@ -154,7 +154,7 @@ def command(
     resize: Annotated[
         list[str] | None,
         typer.Option(
-            "--resize", help="Resize images, antialiased.", metavar="S|HxW", rich_help_panel="Steps, in the order typed"
+            "--resize", help="Resize images and frames, antialiased.", metavar="S|HxW", rich_help_panel="Steps, in the order typed"
         ),
     ] = None,
     fit: Annotated[

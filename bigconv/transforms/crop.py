@@ -13,6 +13,7 @@ from bigconv.block import Array, Block, Ragged
 from bigconv.decode import MAX_PIXELS
 from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import Field, Schema
+from bigconv.transforms.frames import OnImages
 from bigconv.transforms.layout import planes_of
 
 _NUMBER = "[0-9]{1,9}"
@@ -20,8 +21,8 @@ _TEXT = re.compile(rf"({_NUMBER})(?:[xX×]({_NUMBER}))?(?:\+({_NUMBER})\+({_NUMB
 
 
 @dataclass(frozen=True)
-class Crop:
-    """`height` x `width` pixels of images and masks of any dtype; the layout stays.
+class Crop(OnImages):
+    """`height` x `width` pixels of images, masks and frames of videos of any dtype; the layout stays.
 
     `top` and `left`: where the rectangle begins; None: central, half a pixel to the upper left where it doesn't come
     out even. An image that is too small is a `SchemaError`: nothing is padded.
@@ -60,7 +61,7 @@ class Crop:
         at = "" if self.top is None else f"+{self.top}+{self.left}"
         return f"{self.height}x{self.width}{at}"
 
-    def schema(self, schema: Schema) -> Schema:
+    def image_schema(self, schema: Schema) -> Schema:
         for field in planes_of(schema, "crop"):
             height, width, _ = _sizes(field)
             # An axis that varies is as large as it must be, here.
@@ -70,7 +71,7 @@ class Crop:
             schema = schema.replace(self._field(field))
         return schema
 
-    def __call__(self, block: Block) -> Block:
+    def of_images(self, block: Block) -> Block:
         for field in planes_of(block.schema, "crop"):
             column = block.columns[field.name]
             new = self._field(field)

@@ -11,6 +11,7 @@ import numpy as np
 from bigconv.block import Array, Block, Ragged
 from bigconv.errors import UsageError
 from bigconv.schema import Field, Schema
+from bigconv.transforms.frames import OnImages
 from bigconv.transforms.layout import images_of
 
 #: Means and standard deviations of red, green, blue over ImageNet, scaled to 0…1: those of torchvision's models.
@@ -24,7 +25,7 @@ SMALLEST, LARGEST = 1e-6, 1e6  # of means and deviations: float32 holds every re
 
 
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(OnImages):
     """Images to float32, channel by channel: `(x / 255 - mean) / std` of uint8, `(x - mean) / std` of floats.
 
     Floats are taken as scaled already. `mean` and `std`: one number a channel, or one for all. For uint8 the formula is
@@ -76,7 +77,7 @@ class Normalize:
     def recipe(self) -> dict[str, Any]:
         return {"mean": list(self.mean), "std": list(self.std)}
 
-    def schema(self, schema: Schema) -> Schema:
+    def image_schema(self, schema: Schema) -> Schema:
         for field in images_of(schema, "normalize"):
             channels = field.shape[2 if field.layout == "hwc" else 0]
             if field.dtype not in ("uint8", *FLOATS):
@@ -90,7 +91,7 @@ class Normalize:
             schema = schema.replace(field.with_(dtype="float32"))
         return schema
 
-    def __call__(self, block: Block) -> Block:
+    def of_images(self, block: Block) -> Block:
         for field in images_of(block.schema, "normalize"):
             column = block.columns[field.name]
             new = field.with_(dtype="float32")

@@ -17,6 +17,7 @@ from bigconv.block import Array, Block, Ragged
 from bigconv.decode import MAX_PIXELS
 from bigconv.errors import UsageError
 from bigconv.schema import Field, Schema, unknown
+from bigconv.transforms.frames import OnImages
 from bigconv.transforms.layout import planes_of, transposed
 
 FITS = ("cover", "contain", "stretch")
@@ -24,8 +25,8 @@ BACKENDS = ("torch", "pillow")
 
 
 @dataclass(frozen=True)
-class Resize:
-    """uint8 images of any size to `height` x `width` pixels, bilinear with antialiasing; the layout stays.
+class Resize(OnImages):
+    """uint8 images and frames of any size to `height` x `width` pixels, bilinear with antialiasing; the layout stays.
 
     `fit`: `cover` cuts the middle out in the new aspect ratio, then resizes; `contain` resizes the whole image to fit
     and centres it on black; `stretch` ignores the aspect ratio. `backend` is an option because the bytes depend on it:
@@ -78,7 +79,7 @@ class Resize:
     def typed(entry: Mapping[str, Any]) -> str:
         return f"{entry['height']}x{entry['width']},{entry['fit']},{entry['backend']}"
 
-    def schema(self, schema: Schema) -> Schema:
+    def image_schema(self, schema: Schema) -> Schema:
         for field in planes_of(schema, "resize"):
             if field.kind == "mask":
                 schema = schema.replace(field.with_(shape=(self.height, self.width)))
@@ -93,7 +94,7 @@ class Resize:
             raise registry.missing("torch", "torch", "resize")  # now, not in a worker
         return schema
 
-    def __call__(self, block: Block) -> Block:
+    def of_images(self, block: Block) -> Block:
         for field in planes_of(block.schema, "resize"):
             if field.kind == "mask":
                 column = block.columns[field.name]
