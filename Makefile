@@ -6,6 +6,7 @@ ARGS ?=
 
 VENV := .venv
 LOWEST := .venv-lowest
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP_INSTALL := $(PY) -m pip install -c constraints.txt
@@ -14,7 +15,7 @@ LOCK := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-lowest lint types format bench torture clean
+.PHONY: help demo test test-lowest lint types format bench bench-peers torture clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' Makefile | while read -r make name what; do \
@@ -46,11 +47,14 @@ format: $(VENV)/.installed ## let ruff put the code in order
 bench: $(VENV)/.installed ## the benchmarks (minutes)
 	$(PY) -m tests.benchmarks
 
+bench-peers: $(PEERS)/.installed ## against litdata, mosaicml-streaming, webdataset and datasets
+	$(PEERS)/bin/python -W ignore -m tests.benchmarks.peers
+
 torture: $(VENV)/.installed ## kills, power cuts, flips … at full scale, with figures (hours)
 	$(PY) -m tests.torture
 
 clean: ## remove what was installed and made, and all caches
-	rm -rf $(VENV) $(LOWEST) build bigconv.egg-info out.h5 out.h5.rejects.jsonl
+	rm -rf $(VENV) $(LOWEST) $(PEERS) build bigconv.egg-info out.h5 out.h5.rejects.jsonl
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find bigconv tests sample_data -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -77,4 +81,11 @@ $(LOWEST)/.installed: $(LOCK) tests/lowest.py | $(VENV)/.made
 	$(PYTHON) -m venv --clear --without-pip $(LOWEST)
 	$(PY) tests/lowest.py >$(LOWEST)/versions.txt
 	$(PY) -m pip --python $(LOWEST)/bin/python install -r $(LOWEST)/versions.txt -e '.[all,video]'
+	@touch $@
+
+# The torch of constraints.txt, and none of the dependencies that would bring another.
+$(PEERS)/.installed: $(LOCK) tests/benchmarks/peers.txt | $(VENV)/.made
+	$(PYTHON) -m venv --clear --without-pip $(PEERS)
+	$(PY) -m pip --python $(PEERS)/bin/python install -c constraints.txt -e '.[torch,s3,text]'
+	$(PY) -m pip --python $(PEERS)/bin/python install --no-deps -c constraints.txt -r tests/benchmarks/peers.txt
 	@touch $@

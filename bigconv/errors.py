@@ -20,6 +20,8 @@ bigconv and exits with 70. A message is one to three lines: what, where, what to
 
 from __future__ import annotations
 
+READER_LEFT = 141  # 128 + SIGPIPE, as of any command whose output nobody reads on: bigconv … | head -1
+
 
 class BigconvError(Exception):
     """Root of all errors that bigconv raises on purpose."""

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import mmap
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -102,6 +101,14 @@ class PatchFile:
         if self._written >= BEHIND_BYTES:
             _write_behind(self._fd, 0, 0)
             self._written = 0
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """So many bytes from `offset` on, fewer where the file ends."""
+        os.lseek(self._fd, offset, os.SEEK_SET)
+        found = bytearray()
+        while len(found) < nbytes and (data := os.read(self._fd, nbytes - len(found))):
+            found += data
+        return bytes(found)
 
     def copy_from(self, source: Path, start: int, nbytes: int, offset: int) -> None:
         """Copy `nbytes` from byte `start` of `source` to byte `offset` here; in the kernel where it can."""
@@ -204,19 +211,6 @@ def _why(code: int | None, text: str) -> str:
     return os.strerror(code) if code else " ".join(text.split())
 
 
-@contextlib.contextmanager
-def library_writing(path: Path) -> Iterator[None]:
-    """The same for a library that tells the error number only in its message (`errno = 28`), or not at all."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except (OSError, RuntimeError) as error:
-        told = re.search(r"errno = (\d+)", str(error))
-        code = int(told[1]) if told else getattr(error, "errno", None)
-        raise OutputError(f"{path}: {_why(code, str(error))}") from error
-
-
 def write_file(path: Path, data: Buffer) -> None:
     """Write a whole new file and make it durable."""
     file = AppendFile(path)
@@ -303,6 +297,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def link(path: Path, to: Path) -> None:
+    """A second name for a file that nobody writes to any more; a copy where the file system has no such thing."""
+    with writing(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, to)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            shutil.copyfile(path, to)
 
 
 def move(path: Path, to: Path) -> None:

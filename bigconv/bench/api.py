@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,10 @@ from bigconv.bench.measure import Running, checked_batches, epoch_gap
 from bigconv.bench.setting import Setting
 from bigconv.bench.subject import Subject, raw_subject, store_subject
 from bigconv.bench.sweep import Swept, Tick, random_samples, sweep
+from bigconv.conversion.publishing import naming
 from bigconv.errors import InputError, Interrupted, UsageError
+from bigconv.remote.urls import parsed
+from bigconv.view.opening import fetched
 
 SECONDS = 20.0
 #: Shares of the seconds: the sweep has most of them.
@@ -196,7 +200,16 @@ def measure(subjects: Sequence[Subject], asked: Question, tick: Tick | None = No
 
 
 def subject_of(path: Path, asked: Question) -> Subject:
-    """A store or raw files. Raises what their opening raises."""
+    """A store or raw files, which may be at a URL. Raises what their opening raises."""
+    here, lease = fetched(path)
+    with naming({here: parsed(path)}):
+        subject = _local_subject(here, asked)
+    if lease is not None:
+        weakref.finalize(subject.dataset, lease.release)  # raw files stay as long as they are read
+    return subject
+
+
+def _local_subject(path: Path, asked: Question) -> Subject:
     from bigconv import registry
     from bigconv.transforms.function import Function
 

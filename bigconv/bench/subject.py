@@ -18,6 +18,7 @@ from bigconv.errors import InputError, UsageError
 from bigconv.runtime import BatchOrder, StoreDataset
 from bigconv.runtime.loader import Loader
 from bigconv.schema import unknown
+from bigconv.view.opening import address
 
 ACCESS = ("shuffled", "sequential", "window")
 BATCH = 256  # samples, where nothing else is said
@@ -148,7 +149,7 @@ def store_subject(
     chosen = None if fields is None else tuple(fields)
     dataset = StoreDataset(path, chosen, None if transform is None else transform[1])
     files = [path / name for name in fsio.files_below(path)] if path.is_dir() else [path]
-    arguments = [repr(str(path))] + ([] if chosen is None else [f"fields={chosen!r}"])
+    arguments = [repr(address(path))] + ([] if chosen is None else [f"fields={chosen!r}"])
     imports: tuple[str, ...] = ()
     if transform is not None:
         imports = (_import(transform[0]),)

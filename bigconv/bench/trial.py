@@ -20,7 +20,7 @@ from bigconv.bench.sweep import Tick, quiet
 from bigconv.conversion.api import Request
 from bigconv.conversion.run import Policy
 from bigconv.errors import InputError, Interrupted, SchemaError, UsageError
-from bigconv.view.opening import open_store
+from bigconv.view.opening import address, fetched, open_store
 
 PILOT = 64  # inputs that are converted first, to tell how many the time allows
 MOST = 200_000  # inputs of a trial
@@ -47,6 +47,8 @@ def trial(paths: Sequence[Path], stores: Sequence[str], asked: Question, tick: T
         raise UsageError("--stores converts raw data: name a folder or files")
     if not stores:
         raise UsageError("--stores: expected names of stores, as h5,zarr,lmdb,mmap")
+    held = [fetched(path) for path in paths]  # until all is measured
+    paths = [path for path, _ in held]
     watcher, told = Watcher(), tick or quiet
     choices = _choices(paths, stores, asked)
     share = 1 / (len(choices) + 1)
@@ -174,7 +176,7 @@ def _best(answers: Sequence[Answer]) -> Answer:
 
 def _extra(paths: Sequence[Path], best: Answer, answers: Sequence[Answer], asked: Question) -> dict[str, Any]:
     """The command that makes the winner, and why it won."""
-    words = ["bigconv", "convert", *map(str, paths), f"train.{best.subject.name.split(', ')[0]}"]
+    words = ["bigconv", "convert", *map(address, paths), f"train.{best.subject.name.split(', ')[0]}"]
     if asked.resize:
         words += ["--resize", f"{asked.resize[0]}x{asked.resize[1]}"]
     if best.facts["keep_encoded"]:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from bigconv.cli import bench, convert, inspect, options, shard
+from bigconv.errors import READER_LEFT
 
 app = typer.Typer(
     name="bigconv",
@@ -32,6 +33,11 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
+    except SystemExit as ended:
+        # typer ends with 1 when the pipe is closed, which here would mean findings; it leaves this wrapper behind
+        if ended.code == 1 and "PacifyFlush" in type(sys.stdout).__name__:
+            sys.exit(READER_LEFT)
+        raise
     except Exception as error:  # the one boundary of the command line
         from bigconv.errors import BigconvError
 
@@ -41,7 +47,7 @@ def main() -> None:
             _say(str(error))
             sys.exit(error.exit_code)
         if isinstance(error, BrokenPipeError):
-            sys.exit(0)
+            sys.exit(READER_LEFT)
         _say(f"a bug in bigconv: {type(error).__name__}: {error}\nRun it again with --debug and report what it prints.")
         sys.exit(BUG)
 

@@ -154,7 +154,10 @@ def command(
     resize: Annotated[
         list[str] | None,
         typer.Option(
-            "--resize", help="Resize images and frames, antialiased.", metavar="S|HxW", rich_help_panel="Steps, in the order typed"
+            "--resize",
+            help="Resize images and frames, antialiased.",
+            metavar="S|HxW",
+            rich_help_panel="Steps, in the order typed",
         ),
     ] = None,
     fit: Annotated[
@@ -302,6 +305,7 @@ def command(
         float,
         typer.Option("--timeout", metavar="S", help="Seconds one input may take; 0: any.", rich_help_panel="Policy"),
     ] = 120.0,
+    memory_limit: options.MemoryLimit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -315,6 +319,7 @@ def command(
     """
     from bigconv.cli import outcome as outcome_text
     from bigconv.conversion.api import Request, available_cores
+    from bigconv.conversion.parts_cut import parse_size
     from bigconv.conversion.ranks import parse_rank
     from bigconv.conversion.run import Policy
     from bigconv.errors import UsageError
@@ -339,6 +344,7 @@ def command(
             strict=strict,
             restart=restart,
             timeout=timeout or None,
+            memory_limit=None if memory_limit is None else parse_size(memory_limit, "--memory-limit"),
             engine=engine,
             rank=parse_rank(rank),
             finalize=finalize,

@@ -64,15 +64,20 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Show what is in a store, or what raw input would become: fields, rows, layout, source, and what to mend."""
+    from bigconv.conversion.publishing import naming
     from bigconv.errors import UsageError
+    from bigconv.remote.urls import parsed
     from bigconv.view import report
+    from bigconv.view.opening import fetched
 
     for option, file, suffix in (("--contact", contact, ".png"), ("--html", html, ".html")):
         if file is not None:
             from bigconv.inspection import output
 
             output.check(option, file, suffix)
-    known = _subject(paths, from_, verify)
+    held = [fetched(path) for path in paths]  # as long as the command runs
+    with naming({here: parsed(path) for (here, _), path in zip(held, paths, strict=True)}):
+        known = _subject([here for here, _ in held], from_, verify)
     opened = known.opened
     if opened is None and (verify or head or row is not None):
         option = "--verify" if verify else "--head" if head else "--row"
@@ -128,10 +133,15 @@ def _stats(known: Subject, quiet: bool) -> list[FieldStats] | None:
 
 
 def _compare(known: Subject, other: Path) -> Diff:
+    from contextlib import nullcontext
+
     from bigconv.inspection.diff import diff
     from bigconv.inspection.subject import subject
+    from bigconv.view.opening import fetched
 
-    return diff(known.side(), subject([other]).side())
+    here, lease = fetched(other)
+    with lease or nullcontext():
+        return diff(known.side(), subject([here]).side())
 
 
 def _draw(

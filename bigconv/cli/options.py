@@ -16,6 +16,10 @@ Engine = Annotated[
     str,
     typer.Option("--engine", metavar="NAME", help="local | serial | dask[:HOST:PORT].", rich_help_panel=ENGINES),
 ]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", metavar="2GB", help="Memory of all processes together.", rich_help_panel="Policy"),
+]
 Rank = Annotated[
     str | None,
     typer.Option(

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bigconv.cli import text
+from bigconv.errors import READER_LEFT
 from bigconv.schema import Schema
 
 PACKED = 1.05  # bytes to one stored, from which on a field is smaller than its values
@@ -20,7 +21,16 @@ def console() -> Console:
     """stdout; plain when piped or with NO_COLOR. What its encoding doesn't have becomes `?`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False, soft_wrap=True)
+    return _Console(highlight=False, soft_wrap=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on: the exit code says so. rich's own would be 1, which here means findings."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(READER_LEFT) from None
 
 
 def field_table(

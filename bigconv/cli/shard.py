@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from bigconv.conversion.parts import Job
     from bigconv.conversion.plan import Plan
     from bigconv.conversion.run import Outcome
+    from bigconv.conversion.shard import Changed
     from bigconv.manifest import Manifest
+    from bigconv.remote.urls import Url
 
-SIZE, ROWS, CHANGE = "Size of the parts", "Which rows, in which order", "Change a sharded directory in its place"
+SIZE, ROWS, CHANGE = "Size of the parts", "Which rows, in which order", "Change a store or directory in its place"
 
 
 def command(
@@ -73,6 +75,24 @@ def command(
         list[Path] | None,
         typer.Option("--source", metavar="PATH", help="What --repair makes them from.", rich_help_panel=CHANGE),
     ] = None,
+    drop_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drop-field",
+            metavar="NAME",
+            help="Take a field out; others stay as they are (memmap, Zarr).",
+            rich_help_panel=CHANGE,
+        ),
+    ] = None,
+    add_field: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--add-field",
+            metavar="STORE",
+            help="Put the fields of a store with as many rows in (memmap, Zarr).",
+            rich_help_panel=CHANGE,
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes that write (default: cores).")] = None,
     engine: options.Engine = "local",
     rank: options.Rank = None,
@@ -90,7 +110,7 @@ def command(
     from bigconv.conversion.progress import progress
     from bigconv.conversion.ranks import parse_rank
     from bigconv.conversion.run import Policy
-    from bigconv.conversion.shard import ShardRequest, edited, inputs
+    from bigconv.conversion.shard import Edit, ShardRequest, inputs
     from bigconv.conversion.shard_source import Pick, parse_split
 
     policy = Policy(
@@ -100,13 +120,11 @@ def command(
         rank=parse_rank(rank),
         finalize=finalize,
     )
-    changes = bool(drop or repair)
-    stores, dest = (paths, None) if changes or len(paths) < 2 else (paths[:-1], paths[-1])
-    if changes and len(paths) > 1:
-        stores, dest = paths[:-1], paths[-1]
-    change = edited(stores, dest, drop, repair, source, policy)
-    if change is not None:
-        _show_change(paths[0], *change, "dropped" if drop else "made again", json)
+    stores, dest = (paths, None) if len(paths) < 2 else (paths[:-1], paths[-1])
+    edit = Edit(drop or (), repair, source or (), drop_field or (), add_field or ())
+    changed = edit.run(stores, dest, policy)
+    if changed is not None:
+        _show_change(paths[0], changed, json)
         return
     assert dest is not None
     cut = Cut(rows, None if size is None else parse_size(size), shards)
@@ -114,7 +132,7 @@ def command(
     request = ShardRequest(tuple(stores), dest, cut, pick, to, overwrite, policy)
     todo, done = request.plan()
     if dry_run:
-        _show_plan(dest, todo, json)
+        _show_plan(request.told, todo, json)
         return
     with progress(policy.inputs(inputs(todo)), "rows", quiet or done is not None) as step:
         outcome = request.carry_out(todo, done, step)
@@ -124,7 +142,7 @@ def command(
         _show_outcome(outcome)
 
 
-def _show_plan(dest: Path, todo: Job | Plan, as_json: bool) -> None:
+def _show_plan(dest: Path | Url, todo: Job | Plan, as_json: bool) -> None:
     from bigconv.cli import text
     from bigconv.cli.render import console
     from bigconv.conversion.parts import Job
@@ -208,18 +226,24 @@ def _counted(manifest: Manifest) -> str:
     return f"{rows} in {text.plural(len(manifest.parts), 'part')}, {manifest.store}"
 
 
-def _show_change(path: Path, manifest: Manifest, parts: list[str], what: str, as_json: bool) -> None:
+def _show_change(path: Path, changed: Changed, as_json: bool) -> None:
     from bigconv.cli import text
     from bigconv.cli.render import console
 
+    manifest = changed.manifest
     if as_json:
-        told = {"schema_version": 1, "dest": str(path), "status": "done", what.replace(" ", "_"): parts}
-        _print_json({**told, "datasets": {"": _dataset_json(manifest)}})
+        told = {what.replace(" ", "_"): list(names) for what, names in changed.what.items()}
+        document = {"schema_version": 1, "dest": str(path), "status": "done", **told}
+        _print_json({**document, "datasets": {"": _dataset_json(manifest)}})
         return
     out = console()
-    for name in parts:
-        out.print(f"{what}: {name}", markup=False, highlight=False)
-    if not parts:
+    for what, names in changed.what.items():
+        if names and what.endswith("fields"):
+            out.print(f"{what}: {', '.join(names)}", markup=False, highlight=False)
+            continue
+        for name in names:
+            out.print(f"{what}: {name}", markup=False, highlight=False)
+    if not any(changed.what.values()):
         out.print("every part is whole")
     out.print(f"{text.printable(str(path))}: {_counted(manifest)}", markup=False, highlight=False)
     out.print(f"content digest {manifest.content_digest}", style="dim")

@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from bigconv.cli import text
 from bigconv.cli.render import field_table
+from bigconv.dataset import DatasetManifest
 from bigconv.inspection.datasets import Dataset
 from bigconv.inspection.diff import Diff
 from bigconv.inspection.fields import names_class
@@ -21,6 +22,7 @@ from bigconv.inspection.stats import FieldStats
 from bigconv.inspection.subject import Subject, stored_sizes
 from bigconv.inspection.warnings import Complaint
 from bigconv.view import report
+from bigconv.view.opening import OpenedDataset
 from bigconv.view.report import Finding
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 MOST = 20  # of a list; --json has all
 MOST_DATASETS = 200
 CLASSES = 12
+PARTS = 8  # of a sharded directory; those between are counted
 
 
 def show_store(out: Console, known: Subject, rows: dict[int, dict[str, Any]], made: dict[str, Any] | None) -> None:
@@ -39,7 +42,9 @@ def show_store(out: Console, known: Subject, rows: dict[int, dict[str, Any]], ma
     size = text.size(opened.bytes())
     _heading(out, known.name, f"{manifest.store} · {text.plural(manifest.rows, 'row')} · {size}")
     stored = stored_sizes(manifest.schema, known.datasets)
-    out.print(field_table(manifest.schema, opened.store.describe(manifest.schema), report.sizes(opened), stored))
+    out.print(field_table(manifest.schema, report.layouts(opened), report.sizes(opened), stored))
+    if isinstance(opened, OpenedDataset):
+        _parts(out, opened.manifest)
     _classes(out, manifest.schema)
     steps = " → ".join(str(step.get("step")) for step in manifest.recipe.get("steps", [])) or "none"
     _line(out, f"from {manifest.source.get('kind', '?')} · steps {steps}")
@@ -97,6 +102,26 @@ def _reading(out: Console, reading: Reading) -> None:
     _classes(out, schema)
     _line(out, "convert it:")
     _line(out, f"  {reading.command}", "bold")
+
+
+def _parts(out: Console, manifest: DatasetManifest) -> None:
+    """What a sharded directory is in: the first parts and the last one."""
+    parts, by = manifest.parts, manifest.recipe.get("read", {}).get("by")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("part", overflow="fold")
+    table.add_column("rows", justify="right")
+    table.add_column("size", justify="right")
+    if by is not None:
+        table.add_column(Text(text.printable(str(by))))
+    classes = manifest.schema[by].classes if by in manifest.schema.names else None
+    shown = parts if len(parts) <= PARTS else (*parts[: PARTS - 1], parts[-1])
+    for part in shown:
+        if part is shown[-1] and len(shown) < len(parts):
+            table.add_row(f"… {len(parts) - len(shown):,} more")
+        value = classes[part.value] if classes and isinstance(part.value, int) else part.value
+        own = [] if by is None else [Text(text.printable(str(value)))]
+        table.add_row(Text(text.printable(part.name)), f"{part.rows:,}", text.size(part.bytes), *own)
+    out.print(table)
 
 
 def _classes(out: Console, schema: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -18,23 +19,23 @@ from bigconv.conversion.destination import check_dest, unchanged
 from bigconv.conversion.engines import check_engine
 from bigconv.conversion.options import GENERAL, exists, find_source, make_steps, recognise, replay
 from bigconv.conversion.parts_append import appended_parts
+from bigconv.conversion.parts_cut import parse_size
 from bigconv.conversion.parts_request import STORE, asked_cut, parts_job, recorded_cut
 from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.plan import Plan, make_plan
 from bigconv.conversion.pool import prepare
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
-from bigconv.conversion.publishing import local_sources, published, upload
+from bigconv.conversion.publishing import apart, check_made_here, naming, published, upload, whereabouts
 from bigconv.conversion.ranks import parse_rank
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.splice import appended, retried
 from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
-from bigconv.remote.upload import staging
 from bigconv.remote.urls import Url, parsed
 from bigconv.sources.base import Source
 from bigconv.stores.base import configured
-from bigconv.view.opening import OpenedDataset, open_store
+from bigconv.view.opening import OpenedDataset, fetched, open_store
 
 PathLike = str | os.PathLike[str]
 
@@ -62,19 +63,34 @@ class Request:
     target: Url | None = None  # of a DEST that is a URL: `dest` is then where it is made
 
     def __post_init__(self) -> None:
-        target = parsed(self.dest)
-        if isinstance(target, Url):
-            object.__setattr__(self, "target", target)
-            object.__setattr__(self, "dest", staging(target))
+        target, dest = whereabouts(self.dest)
+        object.__setattr__(self, "target", self.target if target is None else target)
+        object.__setattr__(self, "dest", dest)
+
+    @property
+    def told(self) -> Path | Url:
+        """The destination as messages name it."""
+        return self.target or self.dest
 
     def plan(self) -> tuple[Plan, Outcome | None]:
         """Look at everything, change nothing; the outcome when nothing has to be done. Raises what `convert` would."""
+        if self.target is not None:
+            apart(self.sources, self.target)
+            check_made_here(self.target, self.policy)
+        held = [fetched(path) for path in self.sources]
+        local = tuple(path for path, _ in held)
+        with naming({self.dest: self.target, **dict(zip(local, map(parsed, self.sources), strict=True))}):
+            plan, done = replace(self, sources=local)._plan()
+        for _, lease in held:
+            if lease is not None:
+                weakref.finalize(plan, lease.release)  # the files stay as long as the plan to read them
+        return plan, done
+
+    def _plan(self) -> tuple[Plan, Outcome | None]:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit {self.limit}: expected 1 or more")
-        if any(isinstance(parsed(path), Url) for path in self.sources):
-            return replace(self, sources=local_sources(self.sources, self.target)).plan()
         if self.policy.elsewhere and not all(path.is_absolute() for path in self.sources):
-            return replace(self, sources=tuple(path.absolute() for path in self.sources)).plan()
+            return replace(self, sources=tuple(path.absolute() for path in self.sources))._plan()
         given = {key: value for key, value in self.storage.items() if value is not None}
         cut = asked_cut(self.dest, self.shard_size, self.shards, self.append)
         check_engine(self.policy, None if cut else "add --shard-size 256MB, and name a folder as DEST")
@@ -87,10 +103,10 @@ class Request:
         if self.target is None:
             there = check_dest(self.dest, list(self.sources), self.overwrite)
         else:
-            if self.append or self.retry_rejects or self.policy.elsewhere:
-                how = "--append" if self.append else "--retry-rejects" if self.retry_rejects else "--engine and --rank"
-                raise UsageError(f"{self.target}: {how} need a local DEST, which can be uploaded then")
-            there = published(self.target, self.overwrite)
+            if self.append or self.retry_rejects:
+                how = "--append" if self.append else "--retry-rejects"
+                raise UsageError(f"{self.target}: {how} needs a local DEST, which can be uploaded then")
+            there = published(self.target, self.overwrite, self.dest)
         sharded = isinstance(there, OpenedDataset)
         if there is not None and sharded and self.append:
             cut = recorded_cut(there)
@@ -199,8 +215,13 @@ class Request:
         if self.target is not None:
             if done is not None:
                 return replace(done, dest=self.target)
+            here = replace(self, target=None)
             return upload(
-                self.dest, self.target, plan, lambda: replace(self, target=None).carry_out(plan, None, progress)
+                self.dest,
+                self.target,
+                {"": plan.hash},
+                self.policy.restart,
+                lambda: here.carry_out(plan, None, progress),
             )
         with fsio.writing(self.dest):  # whatever fails on the way, in any store
             if done is None:
@@ -276,6 +297,7 @@ def convert(
     max_rejects: int | str = 0,
     strict: bool = False,
     timeout: float | None = 120.0,
+    memory_limit: str | int | None = None,
     restart: bool = False,
     overwrite: bool = False,
     append: bool = False,
@@ -288,6 +310,7 @@ def convert(
     `steps`: transforms in their order, as `("resize", "224")`; those given by name follow in the arguments' order.
     `compress`: `none`, `lz4`, `zstd` or `zstd:LEVEL`; `chunk`: rows a chunk.
     `shard_size` (`"256MB"`, or bytes) or `shards` (their number): make a directory of parts instead of one store.
+    `memory_limit` (`"2GB"`, or bytes): what all processes may take together: fewer workers, each held to a share.
     `engine`: where parts are made: `serial`, `local`, `dask` or `dask:HOST:PORT`. `rank` (`"0/8"`): make every 8th part
     only, as one of 8 processes that may run anywhere; the manifest lists those then, and its content digest is empty.
     `finalize`: publish what all ranks have made.
@@ -332,6 +355,7 @@ def convert(
             max_rejects=str(max_rejects),
             strict=strict,
             timeout=timeout,
+            memory_limit=None if memory_limit is None else parse_size(memory_limit, "--memory-limit"),
             restart=restart,
             engine=engine,
             rank=parse_rank(rank),

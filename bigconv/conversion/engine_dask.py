@@ -172,7 +172,7 @@ class _Run:
             return
         self._stopping = True
         with suppress(OSError, TimeoutError):
-            self._client.run(_stopped.add, self._name, on_error="ignore")
+            self._client.run(_stop_run, self._name, on_error="ignore")
             begun = {key for keys in self._client.processing().values() for key in keys}
             waiting = [future for future in self._left if future.key not in begun and not future.done()]
             self._dropped = self._dropped or bool(waiting)
@@ -189,8 +189,10 @@ class _Run:
                 future = self._next()
                 if future is not None:
                     del self._left[future]
-            self._client.cancel(list(self._left))
-        self._client.unsubscribe_topic(self._name)
+            with suppress(OSError, TimeoutError):
+                self._client.cancel(list(self._left))
+        with suppress(OSError, TimeoutError):  # a scheduler that is gone must not hide what ended this run
+            self._client.unsubscribe_topic(self._name)
 
 
 # -- in a worker of Dask ---------------------------------------------------------------------------------------------
@@ -198,6 +200,11 @@ class _Run:
 _stopped: set[str] = set()  # runs whose tasks are to come to a checkpoint and end
 _engines: set[Local] = set()  # at work in this process
 _first = threading.Lock()
+
+
+def _stop_run(run: str) -> None:
+    """A function of this module, as it travels by name: the set's own `add` would travel with a copy of the set."""
+    _stopped.add(run)
 
 
 def _job(pickled: bytes, version: str) -> Job:

@@ -24,6 +24,7 @@ PLACES = 5  # where rows are looked at: evenly over the whole, as sizes may drif
 INPUTS = 48  # at each of them
 SAMPLE_BYTES = 16 << 20  # 16 MiB: enough rows have been made then
 TRIAL_BYTES = 2 << 20  # 2 MiB: the least that is written to a store to measure it, so that pages and chunks fill
+TRIAL_ROWS = 1 << 16  # and of tiny rows no more than these: their pages fill, too
 PAGED = 1.15  # times its data: from here on a store's overhead is worth a word
 GROWN = 3  # times the files: from here on decoding is
 LARGE = 100 << 30  # 100 GiB: from here on parts are handier than one file
@@ -69,10 +70,10 @@ def estimate(plan: Plan, timeout: float | None, isolated: bool) -> Estimate:
     if rows is None or not sample.rows:
         return Estimate(rows, sample.rows, None, {}, tuple(_of_rejects(sample)))
     each = sum(block.nbytes for block in sample.blocks) / sample.rows
-    stores = {}
+    block, stores = _tiled(sample.blocks), {}
     for name in dict.fromkeys([plan.store.name, *(n for n, e in registry.STORES.items() if e.extensions)]):
         store = plan.store if name == plan.store.name else registry.load("store", name)()
-        start, per_row = _measured(store, sample.blocks, each)
+        start, per_row = _measured(store, block)
         stores[name] = round(start + per_row * rows)
     data = round(each * rows)
     return Estimate(rows, sample.rows, data, stores, (*_of_rejects(sample), *_hints(plan, data, rows, stores)))
@@ -115,24 +116,27 @@ def _taken_apart(tell: Tell, work: Work, spans: list[Span]) -> _Sample:
     return _taken(tell, work, spans)
 
 
-def _measured(store: Any, blocks: tuple[Block, ...], each: float) -> tuple[float, float]:
+def _tiled(blocks: tuple[Block, ...]) -> Block:
+    """The sample over and over as one block, as long as those of a conversion are."""
+    block = Block.concat(blocks)
+    times = min(round(TRIAL_BYTES / max(1, block.nbytes)), TRIAL_ROWS // len(block))
+    return block.take(np.tile(np.arange(len(block)), max(1, times)))
+
+
+def _measured(store: Any, block: Block) -> tuple[float, float]:
     """Bytes of a store without rows, and of each row: by the sample, and by twice as much of it."""
-    rows = sum(len(block) for block in blocks)
-    times = max(1, round(TRIAL_BYTES / max(1.0, each * rows)))
     with tempfile.TemporaryDirectory(prefix="bigconv-estimate-") as folder:
-        once, twice = (_written(store, Path(folder) / f"{n}", blocks, n * times) for n in (1, 2))
-    per_row = (twice - once) / (rows * times)
-    return once - per_row * rows * times, per_row
+        once, twice = (_written(store, Path(folder) / f"{n}", block, n) for n in (1, 2))
+    per_row = (twice - once) / len(block)
+    return once - per_row * len(block), per_row
 
 
-def _written(store: Any, path: Path, blocks: tuple[Block, ...], times: int) -> int:
-    schema = blocks[0].schema
-    rows = times * sum(len(block) for block in blocks)
+def _written(store: Any, path: Path, block: Block, times: int) -> int:
+    schema, rows = block.schema, times * len(block)
     writer, digester = store.create(path, schema, rows), Digester(schema)
     for _ in range(times):
-        for block in blocks:
-            writer.append(block)
-            digester.update(block)
+        writer.append(block)
+        digester.update(block)
     writer.close()
     writer.seal(Manifest(schema, rows, store.name, digester.finish(), {}, {}, __version__))
     return sum(fsio.files_below(path).values()) if path.is_dir() else path.stat().st_size

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from bigconv.conversion.limits import OUT_OF_MEMORY, confine
 from bigconv.conversion.parts import Control, Engine, Job, Result, Task, run_task
 from bigconv.conversion.pool import best_method, cause, no_main, preload
 from bigconv.errors import BigconvError, InputError, Interrupted
@@ -193,6 +194,7 @@ def main(pipe: Connection, job: Job, inner: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr  # what a user's function prints must not land in --json
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    confine(job.policy.worker_bytes)
     worker = _Worker(pipe)
     try:
         while True:
@@ -220,6 +222,8 @@ class _Worker:
             )
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)  # as if it had been killed: its part is gone on with input by input
         except BigconvError as error:
             answer = ("failed", error)
         except Exception as error:  # noqa: BLE001  told to the parent, which raises it

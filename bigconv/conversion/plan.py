@@ -111,7 +111,7 @@ def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
     """What another plan's document has that this one's hasn't, in a few words each."""
     new = plan.document()
     found = []
-    for key in ("from", "to", "read", "limit", "shards"):
+    for key in ("from", "to", "read", "limit", "shards", "dropped", "fields"):
         a, b = old["recipe"].get(key), new["recipe"].get(key)
         if a != b:
             found.append(f"{key} {_brief(a)} → {_brief(b)}")
@@ -156,4 +156,7 @@ def _brief(value: Any) -> str:
 
 def free_space(path: Path) -> int:
     """Bytes free where `path` will be."""
-    return shutil.disk_usage(path.parent if path.parent != Path() else Path.cwd()).free
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:  # what is made for a URL makes its own folder
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -23,6 +23,7 @@ import numpy as np
 
 from bigconv.block import Block
 from bigconv.conversion import worker
+from bigconv.conversion.limits import OUT_OF_MEMORY
 from bigconv.conversion.task import Item, Work
 from bigconv.conversion.transport import Arrivals, Shipment
 from bigconv.errors import InputError
@@ -35,13 +36,19 @@ _MAIN = threading.RLock()  # of `no_main`: reentrant, as a process that is forke
 
 
 def run_parallel(
-    work: Work, spans: Sequence[Span], workers: int, timeout: float | None, start_method: str | None = None
+    work: Work,
+    spans: Sequence[Span],
+    workers: int,
+    timeout: float | None,
+    start_method: str | None = None,
+    memory: int | None = None,
 ) -> Iterator[tuple[int, Item | None]]:
     """Items of all spans in order, as `(number of the span, item)`, and `(number, None)` at its end.
 
-    A block is valid until the next item is asked for. `timeout`: seconds that one input may take.
+    A block is valid until the next item is asked for. `timeout`: seconds that one input may take;
+    `memory`: bytes that a worker may allocate.
     """
-    pool = _Pool(work, spans, min(workers, max(1, len(spans))), timeout, start_method)
+    pool = _Pool(work, spans, min(workers, max(1, len(spans))), timeout, start_method, memory)
     try:
         yield from pool.items()
     finally:
@@ -97,9 +104,15 @@ class _Progress:
 
 class _Pool:
     def __init__(
-        self, work: Work, spans: Sequence[Span], workers: int, timeout: float | None, start_method: str | None
+        self,
+        work: Work,
+        spans: Sequence[Span],
+        workers: int,
+        timeout: float | None,
+        start_method: str | None,
+        memory: int | None,
     ) -> None:
-        self._work, self._spans, self._workers, self._timeout = work, spans, workers, timeout
+        self._work, self._spans, self._workers, self._timeout, self._memory = work, spans, workers, timeout, memory
         self._context: Any = multiprocessing.get_context(start_method or best_method())
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(preload(work))
@@ -110,7 +123,7 @@ class _Pool:
 
     def _start(self) -> _Member:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=worker.main, args=(theirs, self._work), daemon=True)
+        process = self._context.Process(target=worker.main, args=(theirs, self._work, self._memory), daemon=True)
         with no_main():
             process.start()
         theirs.close()
@@ -295,6 +308,8 @@ def cause(exitcode: int | None) -> str:
         if name == "SIGKILL":
             return "was killed (SIGKILL: out of memory?)"
         return f"crashed ({name})"
+    if exitcode == OUT_OF_MEMORY:
+        return "found no more memory (--memory-limit)"
     return f"ended with exit code {exitcode}"
 
 

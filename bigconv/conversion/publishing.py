@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bigconv import fsio
+from bigconv import dataset, fsio, registry
 from bigconv.conversion.build import rejects_file
-from bigconv.conversion.plan import Plan
-from bigconv.conversion.run import Outcome
-from bigconv.errors import NotAStore, OutputError, StoreError
-from bigconv.remote.mirror import local_copy, objects
-from bigconv.remote.upload import Upload, notes_of
-from bigconv.remote.urls import Url, parsed, talking
+from bigconv.conversion.run import Outcome, Policy
+from bigconv.errors import BigconvError, NotAStore, OutputError, StoreError, UsageError
+from bigconv.remote.download import small
+from bigconv.remote.mirror import Objects, mirror_of, objects
+from bigconv.remote.upload import COMMITS, Upload, notes_of, staging
+from bigconv.remote.urls import Url, parsed
 from bigconv.view.opening import Opened, OpenedDataset, open_store
 
 
-def published(url: Url, overwrite: bool) -> Opened | None:
-    """The store at a URL; None where nothing is. Raises `OutputError` for what must not be replaced."""
-    with talking(url, OutputError):
-        there = objects(url)
+def published(url: Url, overwrite: bool, local: Path) -> Opened | None:
+    """The store at a URL; None where nothing is. `local`: what is uploaded there.
+
+    Raises `OutputError` for what must not be replaced.
+    """
+    there = objects(url)
     if not there:
         return None
     try:
         found = open_store(str(url))
     except NotAStore as error:
-        if not overwrite and _only_parts(list(there)):  # of an upload that was cut off: they are used or replaced
+        if _only_parts(there) or Upload(local, url).began(there):  # of an upload that was cut off: used or replaced
             return None
-        raise OutputError(f"{url}: not replaced, because bigconv didn't write it, or not as a whole") from error
+        raise OutputError(
+            f"{url}: not replaced, because bigconv didn't write it, or not as a whole; remove it, or name another "
+            "destination"
+        ) from error
     except StoreError as error:
         raise OutputError(f"{url}: exists already, and can't be opened; name another destination:\n{error}") from error
-    if isinstance(found, OpenedDataset) and overwrite and not _only_parts([n for n in there if n != "manifest.json"]):
-        raise OutputError(f"{url}: not replaced, because something in it is not bigconv's; move it away")
+    if overwrite:
+        _only_ours(url, found, there)
     return found
 
 
-def _only_parts(names: list[str]) -> bool:
-    return all(name.startswith(("part-", "digests-")) for name in names)
+def published_datasets(url: Url, names: Sequence[str], overwrite: bool, local: Path) -> dict[str, Opened]:
+    """The same for the datasets of a split: folder → what is there. `names` holds only an empty one for no split."""
+    if "" not in names and small(url / dataset.NAME) is not None:
+        raise OutputError(f"{url}: not replaced, because it is one dataset, not a split; name another destination")
+    found = {name: published(url / name, overwrite, local / name) for name in names}
+    return {name: there for name, there in found.items() if there is not None}
+
+
+def _only_parts(there: Objects) -> bool:
+    return all(name.startswith(("part-", "digests-")) for name in there)
+
+
+def _only_ours(url: Url, found: Opened, there: Objects) -> None:
+    """Nothing of a user's is in a folder that is going to be replaced."""
+    names = there.keys() - {"", *COMMITS, *found.manifest.files}
+    if isinstance(found, OpenedDataset):
+        names = {name for name in there if name != dataset.NAME and not name.startswith(("part-", "digests-"))}
+    if names:
+        raise OutputError(f"{url}: not replaced, because bigconv didn't write {min(names)} in it; move it away")
 
 
 def staged(local: Path, hashed: str) -> Opened | None:
@@ -53,30 +76,74 @@ def staged(local: Path, hashed: str) -> Opened | None:
     return None
 
 
-def upload(local: Path, url: Url, plan: Plan, make: Callable[[], Outcome]) -> Outcome:
-    """Make what isn't made yet, send it, and its list of rejects beside it; then nothing of it is left here."""
-    there = staged(local, plan.hash)
-    if there is None:
-        with fsio.writing(local):
-            local.parent.mkdir(parents=True, exist_ok=True)
-        outcome = make()
-    else:
-        outcome = Outcome("done", there.manifest, url)
-    Upload(local, url).run()
-    rejects = rejects_file(local)
-    if rejects.exists():
-        Upload(rejects, Url(url.scheme, f"{url.key}.rejects.jsonl")).run()
-    fsio.remove(local.parent)
+def upload(local: Path, url: Url, plans: Mapping[str, str], restart: bool, make: Callable[[], Outcome]) -> Outcome:
+    """Make what isn't made yet, send it, and its list of rejects before it; then nothing of it is left here.
+
+    `plans`: hash of the plan of each dataset below `local`, empty for itself. Raises `OutputError`, also where another
+    process uploads to the same URL.
+    """
+    with fsio.writing(local):
+        local.parent.mkdir(parents=True, exist_ok=True)
+    lock = fsio.Lock(local.parent / "lock")
+    try:
+        if restart:
+            fsio.remove(local)
+        there = {name: staged(local / name, hashed) for name, hashed in plans.items()}
+        made = {name: found.manifest for name, found in there.items() if found is not None}
+        if made.keys() == plans.keys():
+            first = next(iter(made.values()))
+            outcome = Outcome("done", first, local, datasets={} if made.keys() == {""} else made)
+        else:
+            outcome = make()
+        for name in plans:
+            _send(local / name, url / name)
+        fsio.remove(local.parent)
+    finally:
+        lock.release()
     return replace(outcome, dest=url)
 
 
-def local_sources(sources: Sequence[Path], target: Url | None) -> tuple[Path, ...]:
-    """Local copies of the sources that are URLs. Raises `OutputError` for a destination in one of them."""
+def _send(local: Path, url: Url) -> None:
+    rejects = rejects_file(local)
+    beside = Url(url.scheme, f"{url.key}.rejects.jsonl")
+    if rejects.exists():
+        Upload(rejects, beside).run()
+    Upload(local, url).run()
+    if not registry.is_dataset(local):
+        mirror_of(url, objects(url)).adopt(local)
+
+
+def whereabouts(dest: Path) -> tuple[Url | None, Path]:
+    """The URL that a destination is, if it is one, and the local path at which it is made."""
+    target = parsed(dest)
+    return (target, staging(target)) if isinstance(target, Url) else (None, target)
+
+
+def check_made_here(target: Url, policy: Policy) -> None:
+    """Parts for a URL are made by this process and its workers. Raises `UsageError`."""
+    if policy.elsewhere or policy.rank is not None or policy.finalize:
+        raise UsageError(f"{target}: parts that others make need a local DEST: no --rank, no --engine with an address")
+
+
+def apart(sources: Sequence[Path], target: Url) -> None:
+    """Neither is in the other. Raises `OutputError`."""
     for source in map(parsed, sources):
-        if isinstance(source, Url) and target is not None:
-            a, b = f"{source}/", f"{target}/"
-            if a.startswith(b) or b.startswith(a):
-                raise OutputError(
-                    f"{target}: the destination and the source {source} are the same, or one is in the other"
-                )
-    return tuple(local_copy(source, raw=True) for source in sources)
+        a, b = f"{source}/", f"{target}/"
+        if isinstance(source, Url) and (a.startswith(b) or b.startswith(a)):
+            told = "is" if a == b else "is inside" if b.startswith(a) else "holds"
+            raise OutputError(f"{target}: the destination {told} the source {source}")
+
+
+@contextmanager
+def naming(urls: Mapping[Path, Path | Url | None]) -> Iterator[None]:
+    """Errors that name what stands for a URL here name the URL."""
+    try:
+        yield
+    except BigconvError as error:
+        text = str(error)
+        for local, url in urls.items():
+            if isinstance(url, Url):
+                text = text.replace(str(local), str(url))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from bigconv.conversion.build import Build, building
+from bigconv.conversion.limits import share, workers_within
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.pool import run_parallel
 from bigconv.conversion.ranks import Rank
@@ -35,6 +36,7 @@ class Policy:
     """How a run goes, which never shows in the bytes.
 
     `max_rejects`: a number, or a part of the inputs such as `1%`. `timeout`: seconds that one input may take.
+    `memory_limit`: bytes that all processes may take together: fewer workers then, each held to its share.
     `engine`: where parts are made: `serial` (here, without any other process), `local`, `dask` or `dask:ADDRESS`.
     `rank`: make this rank's parts only, and publish nothing; `finalize`: publish what all ranks have made.
     """
@@ -45,6 +47,7 @@ class Policy:
     restart: bool = False
     timeout: float | None = 120.0
     start_method: str | None = None
+    memory_limit: int | None = None
     engine: str = "local"
     rank: Rank | None = None
     finalize: bool = False
@@ -58,6 +61,12 @@ class Policy:
         self._check_engine()
         if self.engine == "serial":
             object.__setattr__(self, "workers", 0)
+        object.__setattr__(self, "workers", workers_within(self.workers, self.memory_limit))
+
+    @property
+    def worker_bytes(self) -> int | None:
+        """What each worker process may allocate; None for any."""
+        return share(self.workers, self.memory_limit)
 
     @property
     def elsewhere(self) -> bool:
@@ -143,7 +152,7 @@ def fill(
     nbytes, spans = 0, plan.spans[build.spans :]
     items: Any = _serial(plan.work, spans)
     if workers and spans:
-        items = run_parallel(plan.work, spans, workers, policy.timeout, policy.start_method)
+        items = run_parallel(plan.work, spans, workers, policy.timeout, policy.start_method, policy.worker_bytes)
     try:
         for _, item in items:
             if item is None:

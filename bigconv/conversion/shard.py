@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
+from bigconv.conversion.publishing import apart, check_made_here, naming, published_datasets, upload, whereabouts
 from bigconv.conversion.ranks import parse_rank
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.shard_edit import drop_parts, repair_parts
+from bigconv.conversion.shard_fields import change_fields
 from bigconv.conversion.shard_source import Pick, parse_split
 from bigconv.errors import InputError, UsageError
 from bigconv.manifest import Manifest
+from bigconv.remote.urls import Url, is_remote, parsed
 from bigconv.sources.store import StoreSource
 from bigconv.view.table import StoreView
 
@@ -44,6 +47,17 @@ class ShardRequest:
     to: str | None = None
     overwrite: bool = False
     policy: Policy = field(default_factory=lambda: Policy(available_cores()))
+    target: Url | None = None  # of a DEST that is a URL: `dest` is then where it is made
+
+    def __post_init__(self) -> None:
+        target, dest = whereabouts(self.dest)
+        object.__setattr__(self, "target", self.target if target is None else target)
+        object.__setattr__(self, "dest", dest)
+
+    @property
+    def told(self) -> Path | Url:
+        """The destination as messages name it."""
+        return self.target or self.dest
 
     @property
     def merges(self) -> bool:
@@ -52,10 +66,17 @@ class ShardRequest:
 
     def plan(self) -> tuple[Job | Plan, Outcome | None]:
         """Look at everything, change nothing: what is to be done, and the outcome when nothing is."""
+        with naming({self.dest: self.target}):
+            return self._plan_all()
+
+    def _plan_all(self) -> tuple[Job | Plan, Outcome | None]:
         self._check()
         check_engine(self.policy, "name a folder as DEST" if self.merges else None)
         view = self._view()
-        there = check_datasets(self.dest, self.sources, self.overwrite)
+        if self.target is None:
+            there = check_datasets(self.dest, self.sources, self.overwrite)
+        else:
+            there = published_datasets(self.target, list(self.pick.split) or [""], self.overwrite, self.dest)
         plans, groups = {}, {}
         for name, (source, runs) in self.pick.sources(view).items():
             plans[name], groups[name] = self._plan(source, view, name), runs
@@ -74,6 +95,15 @@ class ShardRequest:
 
     def carry_out(self, todo: Job | Plan, done: Outcome | None, progress: Progress | None = None) -> Outcome:
         """What `plan` has found to be done."""
+        if self.target is not None:
+            if done is not None:
+                return replace(done, dest=self.target)
+            jobs = {output.folder: output.plan for output in todo.outputs} if isinstance(todo, Job) else {"": todo}
+            hashes = {name: plan.hash for name, plan in jobs.items()}
+            here = replace(self, target=None)
+            return upload(
+                self.dest, self.target, hashes, self.policy.restart, lambda: here.carry_out(todo, None, progress)
+            )
         if done is None:
             if isinstance(todo, Job):
                 return execute_parts(todo, progress)
@@ -86,6 +116,9 @@ class ShardRequest:
         return self.carry_out(*self.plan(), progress)
 
     def _check(self) -> None:
+        if self.target is not None:
+            apart(self.sources, self.target)
+            check_made_here(self.target, self.policy)
         if self.merges and (self.cut.rows or self.cut.size or (self.cut.shards or 1) > 1):
             folder_only(self.dest)
         if self.merges and (self.pick.split or self.pick.by):
@@ -99,15 +132,20 @@ class ShardRequest:
         return self.cut if self.cut.to_json() or self.pick.by else Cut(size=DEFAULT_SIZE)
 
     def _view(self) -> StoreView:
-        for path in self.sources:
+        sources = [parsed(path) for path in self.sources]
+        for path in sources:
+            if isinstance(path, Url):
+                continue  # says so itself
             if not path.exists():
                 raise InputError(f"{path}: no such file or folder")
             if registry.recognise(path) is None:
                 raise InputError(
                     f"{path}: not a store. Raw files are sharded as they are converted: "
-                    f"bigconv convert {path} {self.dest} --shard-size 256MB"
+                    f"bigconv convert {path} {self.told} --shard-size 256MB"
                 )
-        view = StoreView([path.absolute() for path in self.sources] if self.policy.elsewhere else self.sources)
+        view = StoreView(
+            [str(p) if isinstance(p, Url) else p.absolute() if self.policy.elsewhere else p for p in sources]
+        )
         if not len(view):
             raise InputError(f"{view.told}: no rows in it")
         return view
@@ -140,6 +178,8 @@ def shard(
     drop: str | Sequence[str] | None = None,
     repair: bool = False,
     source: PathLike | Sequence[PathLike] | None = None,
+    drop_field: str | Sequence[str] | None = None,
+    add_field: PathLike | Sequence[PathLike] | None = None,
     workers: int | None = None,
     engine: str = "local",
     rank: str | None = None,
@@ -158,6 +198,8 @@ def shard(
     `engine`, `rank`, `finalize`: where parts are made, as for `convert`.
 
     Without `dest`: `drop` takes parts out of a directory, `repair` makes damaged and missing ones again from `source`.
+    `drop_field` takes fields out of a store or directory, `add_field` puts all fields of other stores with as many rows
+    in: memmap and Zarr, whose other fields are not written again.
     Returns the manifest; of a split, those of the parts by name.
     Raises `InputError`, `OutputError`, `UsageError`, `StoreError` or `Interrupted`.
     """
@@ -169,9 +211,10 @@ def shard(
         rank=parse_rank(rank),
         finalize=finalize,
     )
-    edit = edited(paths, dest, drop, repair, source, policy)
-    if edit is not None:
-        return edit[0]
+    edit = Edit(_names(drop), repair, _paths(source), _names(drop_field), _paths(add_field))
+    changed = edit.run(paths, dest, policy)
+    if changed is not None:
+        return changed.manifest
     assert dest is not None
     cut = Cut(rows, None if size is None else parse_size(size), shards)
     pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
@@ -183,33 +226,61 @@ def shard(
     return dict(outcome.datasets) if pick.split else outcome.manifest
 
 
-def edited(
-    paths: Sequence[Path],
-    dest: PathLike | None,
-    drop: str | Sequence[str] | None,
-    repair: bool,
-    source: PathLike | Sequence[PathLike] | None,
-    policy: Policy,
-) -> tuple[Manifest, list[str]] | None:
-    """What `drop` and `repair` do to a sharded directory: its manifest, and the parts that were dropped or made again.
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
-    None when neither is asked for. Raises `UsageError`.
-    """
-    dropped = [] if drop is None else [drop] if isinstance(drop, str) else list(drop)
-    if not dropped and not repair:
-        if source is not None:
+
+def _paths(given: PathLike | Sequence[PathLike] | None) -> tuple[Path, ...]:
+    some: Any = () if given is None else (given,) if isinstance(given, (str, os.PathLike)) else given
+    return tuple(map(Path, some))
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What became of a store or directory in its place. `what`: a word for it → names of parts or fields."""
+
+    manifest: Manifest
+    what: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change to a store or sharded directory in its place; the names are the command line's."""
+
+    drop: Sequence[str] = ()
+    repair: bool = False
+    source: Sequence[Path] = ()
+    drop_field: Sequence[str] = ()
+    add_field: Sequence[Path] = ()
+
+    def run(self, paths: Sequence[Path], dest: PathLike | None, policy: Policy) -> Changed | None:
+        """Do it; None when nothing of the kind is asked for. Raises `UsageError`."""
+        fields = bool(self.drop_field or self.add_field)
+        asked = bool(self.drop) + self.repair + fields
+        if self.source and not self.repair:
             raise UsageError("--source says what damaged parts are made from again: it goes with --repair")
-        if dest is None:
-            raise UsageError(f"shard needs a DEST: bigconv shard {paths[0]} parts/ --size 256MB")
-        return None
-    if len(paths) != 1 or dest is not None or (dropped and repair):
-        raise UsageError("--drop and --repair, one of them, change one sharded directory in its place: name it alone")
-    if policy.rank is not None or policy.finalize:
-        raise UsageError("--rank and --finalize make a new directory; --drop and --repair change one that is there")
-    if dropped:
-        return drop_parts(paths[0], dropped)
-    given: Any = [] if source is None else [source] if isinstance(source, (str, os.PathLike)) else source
-    return repair_parts(paths[0], [Path(path) for path in given], policy)
+        if not asked:
+            if dest is None:
+                raise UsageError(f"shard needs a DEST: bigconv shard {paths[0]} parts/ --size 256MB")
+            return None
+        if len(paths) != 1 or dest is not None or asked > 1:
+            raise UsageError(
+                "--drop, --repair, and --drop-field with --add-field: each changes one store or sharded directory in "
+                "its place: name it alone"
+            )
+        if policy.rank is not None or policy.finalize:
+            raise UsageError("--rank and --finalize make a new directory; this changes one that is there")
+        if is_remote(paths[0]):
+            raise UsageError(f"{parsed(paths[0])}: what is changed in its place must be local: shard it into a folder")
+        manifest: Manifest
+        if fields:
+            manifest, gone, new = change_fields(paths[0], self.drop_field, self.add_field)
+            return Changed(manifest, {"dropped fields": gone, "added fields": new})
+        if self.drop:
+            manifest, parts = drop_parts(paths[0], self.drop)
+            return Changed(manifest, {"dropped": parts})
+        manifest, parts = repair_parts(paths[0], self.source, policy)
+        return Changed(manifest, {"made again": parts})
 
 
 def inputs(todo: Job | Plan) -> int | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,9 +27,11 @@ from bigconv.digest import DIGEST_BYTES, block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
 from bigconv.schema import unknown
 from bigconv.stores.base import recalled
-from bigconv.view.opening import OpenedDataset, open_parts
+from bigconv.view.opening import Opened, OpenedDataset, open_parts
 from bigconv.view.report import verify
 from bigconv.view.table import StoreView
+
+There = TypeVar("There", bound=Opened)
 
 
 def drop_parts(path: Path, names: Sequence[str]) -> tuple[DatasetManifest, list[str]]:
@@ -38,7 +40,7 @@ def drop_parts(path: Path, names: Sequence[str]) -> tuple[DatasetManifest, list[
     Gives the new manifest, and the names of the parts that are gone.
     Raises `UsageError` for a part that isn't there, `IncompleteStore` when a part that stays turns out damaged.
     """
-    with _changing(path) as there:
+    with changing(path, open_parts) as (there, _):
         old = there.manifest
         gone = {_named(there, name) for name in names}
         left = [number for number, part in enumerate(old.parts) if part.name not in gone]
@@ -98,7 +100,7 @@ def repair_parts(path: Path, sources: Sequence[Path], policy: Policy) -> tuple[D
     content digest that the manifest lists, so the dataset is what it was. Gives the manifest, and the names of
     the parts that were made again. Raises `OutputError` when the source gives other rows now.
     """
-    with _changing(path) as there:
+    with changing(path, open_parts) as (there, _):
         manifest = there.manifest
         bad = [number for number in range(len(manifest.parts)) if _damaged(there, number)]
         if bad:
@@ -164,6 +166,11 @@ def _plan(there: OpenedDataset, sources: Sequence[Path], policy: Policy) -> tupl
     """What made the dataset, planned anew from its recipe; and the runs of rows that parts keep apart."""
     recipe: dict[str, Any] = json.loads(json.dumps(dict(there.manifest.recipe)))
     shards = recipe.get("shards")
+    if recipe.get("fields"):
+        raise OutputError(
+            f"{there.path}: fields were added or dropped since it was made, so parts can't be made again one by one.\n"
+            "Make it anew from its source, or take the damaged parts out with --drop"
+        )
     if shards is None:
         raise OutputError(f"{there.path}: its recipe doesn't say how it was cut")
     read = recipe.get("read", {})
@@ -203,15 +210,15 @@ def _sources(there: OpenedDataset, given: Sequence[Path]) -> list[Path]:
 
 
 @contextmanager
-def _changing(path: Path) -> Iterator[OpenedDataset]:
-    """A dataset that nobody else changes meanwhile."""
-    open_parts(path)
+def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[There, Path]]:
+    """A store or dataset that nobody else changes meanwhile, and the folder for unfinished work, which is locked."""
+    opening(path)  # or there would be no use for a folder
     folder = partial_folder(path)
     with fsio.writing(folder):
         folder.mkdir(exist_ok=True)
     lock = fsio.Lock(folder / "lock")
     try:
-        yield open_parts(path)
+        yield opening(path), folder
     finally:
         if folder.exists() and [p.name for p in folder.iterdir()] == ["lock"]:
             fsio.remove(folder)

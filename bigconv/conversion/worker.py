@@ -6,12 +6,14 @@ The parent sends `("span", number, span)`, `("free", slot)` and `("stop",)`; the
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
 
+from bigconv.conversion.limits import OUT_OF_MEMORY, confine
 from bigconv.conversion.task import Work, run_span
 from bigconv.conversion.transport import Slots
 from bigconv.errors import BigconvError
@@ -20,12 +22,13 @@ from bigconv.sources.base import Span
 MAX_SLOTS = 3  # one being filled, one on its way, one being written
 
 
-def main(pipe: Connection, work: Work) -> None:
-    """Serve until told to stop, or until the parent is gone."""
+def main(pipe: Connection, work: Work, memory: int | None = None) -> None:
+    """Serve until told to stop, or until the parent is gone. `memory`: bytes that may be allocated."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr  # what a user's function prints must not land in --json
+    confine(memory)
     try:
         _Worker(pipe, work).serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -68,6 +71,8 @@ class _Worker:
             self._pipe.send(("done", number))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)  # as if it had been killed: the input that needs too much is found, and named
         except BigconvError as error:
             self._pipe.send(("failed", number, error))
         except Exception as error:  # noqa: BLE001  told to the parent, which raises it

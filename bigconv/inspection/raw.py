@@ -16,6 +16,7 @@ from bigconv.conversion.options import find_source
 from bigconv.errors import InputError, MissingPackage, SchemaError, UsageError
 from bigconv.inspection.datasets import Dataset, container, datasets
 from bigconv.inspection.source_rows import SourceRows
+from bigconv.view.opening import address
 
 EXAMPLES = 3  # files named a kind of misfit
 DEST = ".h5"
@@ -65,7 +66,7 @@ class Raw:
         return self.readings[0].rows if len(self.readings) == 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"schema_version": 1, "path": str(self.paths[0]), "paths": [str(p) for p in self.paths]}
+        out: dict[str, Any] = {"schema_version": 1, "path": address(self.paths[0]), "paths": [address(p) for p in self.paths]}
         out["container"] = self.container
         one = self.readings[0].to_json() if len(self.readings) == 1 else {"recognised": None}
         if len(self.readings) > 1:
@@ -115,7 +116,7 @@ def _command(paths: Sequence[Path], from_: str | None, several: bool) -> str:
     if Path(dest).exists() or any(os.path.abspath(dest) == os.path.abspath(path) for path in paths):
         dest = stem + "-new" + DEST
     option = f" --from {from_}" if from_ else ""
-    return f"bigconv convert {' '.join(shlex.quote(str(path)) for path in paths)} {shlex.quote(dest)}{option}"
+    return f"bigconv convert {' '.join(shlex.quote(address(path)) for path in paths)} {shlex.quote(dest)}{option}"
 
 
 def _kinds(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from bigconv.inspection.rows import Rows, StoreRows
 from bigconv.inspection.stats import FieldStats
 from bigconv.inspection.warnings import Complaint, Facts, warnings
 from bigconv.schema import Schema
-from bigconv.view.opening import Opened, open_store
+from bigconv.view.opening import Opened, address, open_store
 from bigconv.view.table import StoreView
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return ", ".join(map(str, self.paths))
+        return ", ".join(map(address, self.paths))
 
     @cached_property
     def rows(self) -> Rows | None:

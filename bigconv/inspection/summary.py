@@ -44,7 +44,7 @@ def page(known: Subject, stats: Sequence[FieldStats], cards: Sequence[Card]) -> 
     layouts: dict[str, str] = {}
     sizes: dict[str, int] = {}
     if known.opened is not None and schema is not None:
-        layouts, sizes = known.opened.store.describe(schema), report.sizes(known.opened)
+        layouts, sizes = report.layouts(known.opened), report.sizes(known.opened)
     return Page(
         title=known.paths[0].name or known.name,
         lines=[heading(known)],

@@ -7,8 +7,6 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from bigconv.errors import BigconvError
-
 THREADS = 2  # parts on their way besides the one that is waited for; each is several requests already
 IDLE_SECONDS = 1.0  # after which a thread ends: a process that reads nothing any more keeps none
 
@@ -44,7 +42,7 @@ class Ahead:
                         self._threads -= 1
                         return
                 continue
-            with suppress(BigconvError, OSError):
+            with suppress(Exception):  # also of a pool that ends with the process
                 fetch()
             with self._lock:
                 self._asked.discard(key)

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from bigconv import fsio, registry
-from bigconv.errors import InputError, NotAStore, StoreError
-from bigconv.remote.cache import Cache, Entry, Lease
+from bigconv.errors import IncompleteStore, InputError, NotAStore, StoreError
+from bigconv.remote.cache import COPY, WHOLE, Cache, Entry, Lease
 from bigconv.remote.download import fetch_file, fetch_range, small
-from bigconv.remote.urls import PathLike, Url, identity, parsed, talking
+from bigconv.remote.urls import PathLike, Url, again, identity, parsed, talking
 
 MANIFEST = "manifest.json"
 TRIES = 3  # of a part that comes damaged
 FILES_AT_ONCE = 8  # of a folder of small files, whose latency is all that they cost
 _DATASET = b'"format":"bigconv-dataset"'
-Prove = Callable[[Path], None]
+Objects = dict[str, dict[str, Any]]  # name below a URL, empty for itself -> what the storage tells of it
+#: Raises `StoreError` for what is damaged: it is fetched again. What is whole, but not what was asked for, it tells.
+Prove = Callable[[Path], str]
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,19 @@ class Mirror:
     path: Path
 
     @classmethod
+    def of(cls, url: Url, state: bytes) -> Mirror:
+        """The folder for a URL in a state, begun."""
+        cache = Cache.default()
+        key = hashlib.sha256(f"{url}\n".encode() + state).hexdigest()[:32]
+        cache.keep(cache.root / key / "url", str(url).encode())
+        return cls(url, cache.root / key / COPY / url.name)
+
+    @classmethod
     def at(cls, path: Path) -> Mirror | None:
         """The mirror whose local copy a path is; None for other paths."""
-        folder = path.parent
+        if path.parent.name != COPY:
+            return None
+        folder = path.parent.parent
         try:
             url = parsed((folder / "url").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -44,135 +56,174 @@ class Mirror:
             return None
         return cls(url, path) if isinstance(url, Url) and url.name == path.name else None
 
+    def _entry(self, name: str = WHOLE) -> Entry:
+        return Entry(self.path.parent.parent, self.path.name, name)
+
     def fetch(self, name: str, nbytes: int, prove: Prove) -> Lease:
         """A part of a sharded directory, held. Raises `StoreError` when it can't be had, or is damaged there too."""
-        entry = Entry(self.path.parent, self.path.name, name)
-        return _fetched(self.url / name, entry, nbytes, prove)
+        url = self.url / name
 
-    def whole(self, prove: Prove) -> Lease:
-        """A store that is not in parts, held; fetched again where it had to make room."""
-        entry = Entry(self.path.parent, self.path.name)
-        here = Cache.default().held(entry)
+        def make(partial: Path) -> None:
+            there = objects(url)
+            if not there:
+                raise IncompleteStore(f"{url}: a part of the dataset is missing in the storage\n{GONE}")
+            if sizes(there) != nbytes:
+                told = f"has {sizes(there)} bytes, and the dataset lists {nbytes}: it is another's"
+                raise IncompleteStore(f"{url}: {told}\n{GONE}")
+            _fetched(url, there, partial, prove)
+
+        return Cache.default().fetch(self._entry(name), nbytes, make)
+
+    def whole(self, prove: Prove, found: Objects | None = None) -> Lease:
+        """What is not in parts, held; fetched again where it had to make room. `found`: as it was listed just now."""
+        here = Cache.default().held(self._entry())
         if here is not None:
             return here
-        found = objects(self.url)
-        return _fetched(self.url, entry, _bytes(found), prove, found)
+        listed = objects(self.url) if found is None else found
+        if not listed:
+            raise IncompleteStore(f"{self.url}: it isn't there any more")
+
+        def make(partial: Path) -> None:
+            _fetched(self.url, listed, partial, prove)
+            if _state(objects(self.url)) != _state(listed):
+                fsio.remove(partial)
+                raise StoreError(f"{self.url}: changed while it was fetched; try again when nobody writes there")
+
+        return Cache.default().fetch(self._entry(), sizes(listed), make)
 
     def beside(self, name: str) -> None:
-        """A small file of a sharded directory."""
-        if not (self.path / name).exists():
-            data = small(self.url / name)
-            if data is not None:
-                fsio.replace_file(self.path / name, data)
+        """A small file of a sharded directory, which is held against digests when it is read."""
+        if not (self.path / name).exists() and (data := small(self.url / name)) is not None:
+            Cache.default().keep(self.path / name, data)
+
+    def adopt(self, local: Path) -> None:
+        """Take over what was just uploaded, so that it isn't fetched: `local` is gone afterwards, or too large."""
+        nbytes = sum(fsio.files_below(local).values()) if local.is_dir() else local.stat().st_size
+        cache = Cache.default()
+        if nbytes <= cache.limit:
+            cache.fetch(self._entry(), nbytes, lambda partial: _taken_over(local, partial)).release()
 
 
-def local_copy(path: PathLike, raw: bool = False) -> Path:
-    """A local path that stands for `path`, which may be a URL; of a sharded directory, only the manifest is there.
+#: What to do when a part isn't the one that the manifest lists.
+GONE = "The dataset was replaced, or not uploaded as a whole: open it anew, or upload it again"
+
+
+def local_copy(path: PathLike, prove: Prove, raw: bool = False) -> tuple[Path, Lease | None]:
+    """A local path that stands for `path`, which may be a URL, held; of a sharded directory, only the manifest is
+    there.
 
     `raw`: files and folders that are no store are fetched too. Raises `NotAStore`, `InputError`, `StoreError`.
     """
     url = parsed(path)
     if isinstance(url, Path):
-        return url
+        return url, None
     manifest = small(url / MANIFEST)
     if manifest is not None and _DATASET in manifest:
-        mirror = _begun(url, manifest)
-        fsio.replace_file(mirror.path / MANIFEST, manifest)
-        return mirror.path
+        mirror = Mirror.of(url, manifest)
+        Cache.default().keep(mirror.path / MANIFEST, manifest)
+        return mirror.path, None
     found = objects(url)
     if not found:
         raise (InputError if raw else NotAStore)(f"{url}: no such file or folder")
     if not raw and not _store_like(url, found):
         raise NotAStore(f"{url}: not a store. To make one of it: bigconv convert {url} out.h5")
-    told = json.dumps([[name, info["size"], identity(info)] for name, info in found.items()])
-    mirror = _begun(url, told.encode(), folder=False)
-    entry = Entry(mirror.path.parent, mirror.path.name)
     limit = Cache.default().limit
-    if raw and _bytes(found) > limit:
+    if raw and sizes(found) > limit:
         raise InputError(
-            f"{url}: {_bytes(found)} bytes, more than the cache may hold ({limit}).\n"
+            f"{url}: {sizes(found)} bytes, more than the cache may hold ({limit}).\n"
             "Set BIGCONV_CACHE_BYTES, or name a part of it"
         )
-    _fetched(url, entry, _bytes(found), _anything, found).release()
-    return mirror.path
+    mirror = mirror_of(url, found)
+    return mirror.path, mirror.whole(prove, found)
 
 
-def _begun(url: Url, state: bytes, folder: bool = True) -> Mirror:
-    """The folder of the cache for a URL in a state."""
-    key = hashlib.sha256(f"{url}\n".encode() + state).hexdigest()[:32]
-    mirror = Mirror(url, Cache.default().root / key / url.name)
-    here = mirror.path if folder else mirror.path.parent
-    with fsio.writing(here):
-        here.mkdir(parents=True, exist_ok=True)
-    if not (here := mirror.path.parent / "url").exists():
-        fsio.replace_file(here, str(url).encode())
-    return mirror
+def mirror_of(url: Url, found: Objects) -> Mirror:
+    """The folder of the cache for what is not in parts, as it was listed."""
+    return Mirror.of(url, _state(found))
 
 
-def _anything(path: Path) -> None:
-    """Raw files have no digests: their sizes have been held against the listing."""
+def _state(found: Objects) -> bytes:
+    return json.dumps([[name, info["size"], identity(info)] for name, info in found.items()]).encode()
 
 
-def _fetched(url: Url, entry: Entry, nbytes: int, prove: Prove, found: dict[str, Any] | None = None) -> Lease:
-    def make(partial: Path) -> None:
-        there = objects(url) if found is None else found
-        if not there:
-            raise StoreError(f"{url}: no such object: it is missing in the storage")
-        for attempt in range(1, TRIES + 1):
-            _download(url, there, partial)
-            try:
-                prove(partial)
-                return
-            except StoreError as error:
-                fsio.remove(partial)
-                if attempt == TRIES:
-                    why = str(error).removeprefix(f"{partial}: ")
-                    raise type(error)(f"{url}: damaged, as fetched {TRIES} times: {why}") from error
-
-    return Cache.default().fetch(entry, nbytes, make)
+def _taken_over(local: Path, partial: Path) -> None:
+    fsio.remove(partial)
+    os.rename(local, partial)
 
 
-def _download(url: Url, found: dict[str, Any], partial: Path) -> None:
+def _fetched(url: Url, found: Objects, partial: Path, prove: Prove) -> None:
+    """Download and prove; what comes damaged, again."""
+    for attempt in range(1, TRIES + 1):
+        _download(url, found, partial)
+        try:
+            wrong = prove(partial)
+        except StoreError as error:
+            fsio.remove(partial)
+            if attempt == TRIES:
+                why = str(error).removeprefix(f"{partial}: ")
+                raise IncompleteStore(f"{url}: damaged, as fetched {TRIES} times: {why}") from error
+            continue
+        if wrong:
+            fsio.remove(partial)
+            raise IncompleteStore(f"{url}: {wrong}\n{GONE}")
+        return
+
+
+def _download(url: Url, found: Objects, partial: Path) -> None:
     def one(name: str) -> None:
         info = found[name]
         target = partial / name if name else partial
-        fetch_file(url / name if name else url, target, int(info["size"]))
+        fetch_file(url / name, target, int(info["size"]))
         stamp = _mtime(info)
         if stamp:
             os.utime(target, ns=(stamp, stamp))
 
-    if list(found) == [""]:
-        one("")
+    if len(found) == 1:
+        one(next(iter(found)))
         return
     with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="bigconv-files") as pool:
-        list(pool.map(one, found))
+        futures = [pool.submit(one, name) for name in found]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
-def objects(url: Url) -> dict[str, Any]:
-    """Name below the URL, empty for itself -> what the storage tells of it, in bytewise order."""
+def objects(url: Url) -> Objects:
+    """What is below a URL, in bytewise order of the names. Raises `StoreError`."""
+
+    def ask() -> Any:
+        return url.system.find(url.key, detail=True, withdirs=False)
+
     with talking(url):
         try:
-            listed = url.system.find(url.key, detail=True, withdirs=False)
+            listed = again(url, "listed", ask)
         except FileNotFoundError:
             return {}
     found = {}
     for key, info in listed.items():
-        name = key.lstrip("/").removeprefix(url.key).lstrip("/")
-        if info.get("type") == "file" and not {".", ".."} & set(name.split("/")) and "//" not in name:
-            found[name] = info
+        if info.get("type") != "file" or key.endswith("/"):  # some tools mark folders by empty objects
+            continue
+        name = key.lstrip("/").removeprefix(url.key.lstrip("/")).removeprefix("/")
+        bad = set("\\:" if os.name == "nt" else "\0")
+        if name and ({"", ".", ".."} & set(name.split("/")) or bad & set(name)):
+            raise StoreError(f"{url}: the object {name!r} can't be a local file; move it away")
+        found[name] = info
     return {"": found[""]} if "" in found else dict(sorted(found.items()))
 
 
-def _bytes(found: dict[str, Any]) -> int:
+def sizes(found: Objects) -> int:
+    """Bytes of all objects."""
     return sum(int(info["size"]) for info in found.values())
 
 
-def _store_like(url: Url, found: dict[str, Any]) -> bool:
+def _store_like(url: Url, found: Objects) -> bool:
     """Whether it is worth fetching as a store: only its first bytes are read."""
     if "" not in found:
         return bool({MANIFEST, "zarr.json"} & set(found))
-    size = int(found[""]["size"])
-    return size > 8 and fetch_range(url.system, url, 0, 8) == registry.HDF5_SIGNATURE
+    return int(found[""]["size"]) > 8 and fetch_range(url, 0, 8) == registry.HDF5_SIGNATURE
 
 
 def _mtime(info: dict[str, Any]) -> int:

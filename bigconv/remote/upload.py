@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,12 @@ from typing import Any
 from bigconv import fsio
 from bigconv.errors import OutputError
 from bigconv.remote.cache import cache_folder
-from bigconv.remote.mirror import MANIFEST, objects
-from bigconv.remote.urls import Url, identity, reason, talking
+from bigconv.remote.mirror import MANIFEST, Objects, objects
+from bigconv.remote.urls import Url, again, identity, talking
 
 AT_ONCE = 4  # keys on their way
-TRIES = 4
-FIRST_PAUSE = 0.2  # seconds before the second try; each further one waits twice as long
 COMMITS = (MANIFEST, "zarr.json")  # without it at its root, a folder is no store
+_REPLACED = "replaced"  # what a note of keys that were there before begins with
 
 
 def staging(url: Url) -> Path:
@@ -46,76 +46,104 @@ class Upload:
     local: Path
     url: Url
 
-    @property
-    def notes(self) -> Path:
-        return notes_of(self.local)
-
     def run(self) -> None:
         """Send what isn't there, manifests last, then remove keys of the store that was there. Raises `OutputError`."""
-        files = {"": self.local} if self.local.is_file() else {n: self.local / n for n in fsio.files_below(self.local)}
+        files = self._files()
         with talking(self.url, OutputError):
-            system = self.url.system
             there = objects(self.url)
-            known = self._known()
-            data = [name for name in files if name.rsplit("/", 1)[-1] not in COMMITS]
-            commits = sorted((n for n in files if n not in set(data)), key=lambda n: (-n.count("/"), n))
-            self._not_yet(system, there, files, known)
+            if there and ("" in there) != ("" in files):
+                what = "a folder" if "" in files else "a single object"
+                raise OutputError(f"{self.url}: not replaced, because {what} is there; name another destination")
+            known = self._notes()[0]
+            data = [name for name in files if not _commits(name)]
+            self._take_down(there, files, known)
             lock = threading.Lock()
 
             def send(name: str) -> None:
-                to = self.url / name if name else self.url
                 if name in there and [int(there[name]["size"]), identity(there[name])] == known.get(name):
                     return
-                note = [name, *self._sent(system, files[name], to)]
-                with lock, open(self.notes, "a", encoding="utf-8") as notes:
-                    notes.write(json.dumps(note) + "\n")
+                note = [name, *self._sent(files[name], self.url / name)]
+                with lock:
+                    self._note(note)
 
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bigconv-upload") as pool:
-                list(pool.map(send, data))
-            for name in commits:
+                futures = [pool.submit(send, name) for name in data]
+                try:
+                    for future in futures:
+                        future.result()
+                finally:
+                    for future in futures:
+                        future.cancel()
+            for name in sorted(files.keys() - set(data), key=lambda name: (-name.count("/"), name)):
                 send(name)
-            for name in there.keys() - files.keys() - {""}:
-                system.rm_file((self.url / name).key)
+            for name in sorted(there.keys() - files.keys()):
+                self._removed(name)
 
-    def _not_yet(self, system: Any, there: dict[str, Any], files: dict[str, Path], known: dict[str, Any]) -> None:
+    def began(self, there: Iterable[str]) -> bool:
+        """Whether keys are what an earlier try has left: sent from here, or of the store that it was to replace."""
+        mine = self._files().keys() | self._notes()[1] if self.local.exists() else set()
+        return mine.issuperset(there)
+
+    def _files(self) -> dict[str, Path]:
+        if self.local.is_file():
+            return {"": self.local}
+        return {name: self.local / name for name in fsio.files_below(self.local)}
+
+    def _take_down(self, there: Objects, files: dict[str, Path], known: dict[str, Any]) -> None:
         """Take the manifest of a store that is replaced away where its keys are going to change under its readers.
 
         Parts and digests have names of their own, so a sharded directory stays readable until the new manifest.
         """
-        changing = [name for name in files if name in there and name not in COMMITS and name not in known]
+        changing = [name for name in files if name in there and not _commits(name) and name not in known]
         if any(not name.startswith(("part-", "digests-")) for name in changing if name):
+            self._note([_REPLACED, list(there)])
             for name in COMMITS:
                 if name in there:
-                    system.rm_file((self.url / name).key)
+                    self._removed(name)
 
-    def _known(self) -> dict[str, Any]:
-        """Name -> size and tag of what arrived before."""
-        if not self.notes.exists():
-            return {}
-        found = {}
-        for line in self.notes.read_text(encoding="utf-8").splitlines():
+    def _note(self, note: list[Any]) -> None:
+        path = notes_of(self.local)
+        with fsio.writing(path), open(path, "a", encoding="utf-8") as notes:
+            notes.write(json.dumps(note) + "\n")
+
+    def _notes(self) -> tuple[dict[str, Any], set[str]]:
+        """Name -> size and tag of what arrived before; and the names that were there before."""
+        found: dict[str, Any] = {}
+        before: set[str] = set()
+        path = notes_of(self.local)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
-                name, size, tag = json.loads(line)
+                name, *rest = json.loads(line)
             except ValueError:  # cut off
                 continue
-            found[name] = [size, tag]
-        return found
+            if name == _REPLACED and len(rest) == 1:
+                before |= set(rest[0])
+            else:
+                found[name] = rest
+        return found, before
 
-    def _sent(self, system: Any, file: Path, to: Url) -> tuple[int, str]:
-        size, pause, why = file.stat().st_size, FIRST_PAUSE, ""
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(pause)
-                pause *= 2
-            try:
-                system.put_file(str(file), to.key)
-                info = system.info(to.key)
-            except (FileNotFoundError, PermissionError):
-                raise
-            except Exception as error:  # noqa: BLE001  each library has errors of its own
-                why = reason(error)
-                continue
-            if int(info["size"]) == size:
-                return size, identity(info)
-            why = f"{info['size']} bytes arrived instead of {size}"
-        raise OutputError(f"{to}: can't be uploaded, in {TRIES} tries: {why}.\nRun the same command again: it goes on")
+    def _sent(self, file: Path, to: Url) -> tuple[int, str]:
+        size = file.stat().st_size
+
+        def send() -> tuple[int, str]:
+            to.system.put_file(str(file), to.key)
+            info = to.system.info(to.key)
+            if int(info["size"]) != size:
+                raise OSError(f"{info['size']} bytes arrived instead of {size}")
+            return size, identity(info)
+
+        try:
+            return again(to, "uploaded", send, OutputError)
+        except FileNotFoundError as error:
+            if not file.exists():
+                raise OutputError(f"{file}: was removed while it was uploaded; run the command again") from error
+            raise OutputError(f"{to}: can't be uploaded: no such bucket") from error
+
+    def _removed(self, name: str) -> None:
+        url = self.url / name
+        with suppress(FileNotFoundError):
+            again(url, "removed", lambda: url.system.rm_file(url.key), OutputError)
+
+
+def _commits(name: str) -> bool:
+    return name.rsplit("/", 1)[-1] in COMMITS

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from bigconv import registry
 from bigconv.errors import BigconvError, StoreError, UsageError
@@ -25,8 +27,15 @@ SCHEMES: dict[str, tuple[str, str] | None] = {
     "memory": None,
     "file": None,
 }
+TRIES = 6  # of one request
+FIRST_PAUSE = 0.1  # seconds before the second try; each further one waits twice as long: 3 s in all
+#: Tried again here alone: a library's own tries, of each of these, would make minutes of a server that is down.
+S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
 # a Path has only one slash left: Path("s3://bucket/train") is s3:/bucket/train
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/(?P<slash>/?)(?P<rest>.*)", re.DOTALL)
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<slash>/?)(?P<rest>.*)", re.DOTALL)
+_systems: dict[tuple[int, str], Any] = {}  # by process: a forked one has none of its parent's threads and connections
+_making = threading.Lock()
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -40,43 +49,66 @@ class Url:
         return f"{self.scheme}://{self.key}"
 
     def __truediv__(self, name: str) -> Url:
-        return Url(self.scheme, f"{self.key}/{name}")
+        return Url(self.scheme, f"{self.key}/{name}") if name else self
 
     @property
     def name(self) -> str:
         return PurePosixPath(self.key).name
 
     @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.key).suffix
-
-    @property
     def system(self) -> Any:
-        """The file system of fsspec; made anew in each process. Raises `MissingPackage`."""
-        needs = SCHEMES[self.scheme]
-        if needs is not None:
-            from importlib.util import find_spec
+        """The file system of fsspec, one a process. Raises `MissingPackage`."""
+        found = _systems.get((os.getpid(), self.scheme))
+        if found is None:
+            with _making:
+                found = _systems[os.getpid(), self.scheme] = _system(self.scheme)
+        return found
 
-            if find_spec(needs[0]) is None:
-                raise registry.missing(*needs, f"{self.scheme}://")
-        import fsspec
 
-        return fsspec.filesystem(self.scheme, use_listings_cache=False)
+def _system(scheme: str) -> Any:
+    needs = SCHEMES[scheme]
+    if needs is not None:
+        from importlib.util import find_spec
+
+        if find_spec(needs[0]) is None:
+            raise registry.missing(*needs, f"{scheme}://")
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme == "s3":
+        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {**S3_CONFIG, **given} if isinstance(given, dict) else given
+    made = fsspec.filesystem(scheme, **options)
+    if scheme == "s3":
+        made.retries = 1
+    return made
+
+
+def _forked() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def parsed(path: PathLike) -> Path | Url:
     """A path as it was typed: local, or a URL. `file://` is local. Raises `UsageError` for a scheme nobody reads."""
     text = os.fspath(path)
+    if os.name == "nt" and isinstance(text, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:\\", text):
+        text = text.replace("\\", "/")  # a Path has turned them
     match = _URL.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not (match["slash"] or match["scheme"] in SCHEMES):
+    scheme = "" if match is None else match["scheme"].lower()
+    if match is None or not (match["slash"] or scheme in SCHEMES):
         return Path(path)
-    scheme, rest = match["scheme"], match["rest"]
+    rest = match["rest"]
     if scheme not in SCHEMES:
         known = " ".join(f"{name}://" for name in SCHEMES)
         raise UsageError(f"{text}: no store is read from {scheme}://. Use one of {known}, or a local path")
     if scheme == "file":
-        return Path("/" + rest.lstrip("/"))
-    key = rest.strip("/")
+        return Path(rest.lstrip("/") if os.name == "nt" else "/" + rest.lstrip("/"))
+    key = re.sub("/+", "/", rest).strip("/")
     if not key:
         raise UsageError(f"{text}: names no bucket, or nothing in it: {scheme}://bucket/name")
     if {".", ".."} & set(key.split("/")):
@@ -84,17 +116,43 @@ def parsed(path: PathLike) -> Path | Url:
     return Url(scheme, key)
 
 
+def is_remote(path: PathLike) -> bool:
+    """Whether a path is a URL of what isn't local."""
+    return isinstance(parsed(path), Url)
+
+
+def again(url: Url, doing: str, call: Callable[[], _Result], kind: type[BigconvError] = StoreError) -> _Result:
+    """What `call` gives; called again, some time later, when it raises. Raises `kind`, in one line.
+
+    What won't be otherwise the next time is raised at once: `FileNotFoundError` as it is, access denied as `kind`.
+    """
+    pause = FIRST_PAUSE
+    for attempt in range(1, TRIES + 1):
+        try:
+            return call()
+        except (BigconvError, FileNotFoundError, IsADirectoryError, NotADirectoryError, MemoryError):
+            raise
+        except PermissionError as error:
+            raise kind(f"{url}: access denied; check the credentials, and what they may do") from error
+        except Exception as error:  # each library has errors of its own
+            hopeless = _credentials(error)
+            if hopeless or attempt == TRIES:
+                tried = "" if hopeless else f", in {TRIES} tries"
+                raise kind(f"{url}: can't be {doing}{tried}: {reason(error)}") from error
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("unreachable")
+
+
 @contextmanager
 def talking(url: Url, kind: type[BigconvError] = StoreError) -> Iterator[None]:
     """What goes wrong with a storage, whatever its library raises, as one line that names the URL."""
     try:
         yield
-    except (BigconvError, KeyboardInterrupt, MemoryError):
+    except (BigconvError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise kind(f"{url}: no such bucket, folder or object") from error
-    except PermissionError as error:
-        raise kind(f"{url}: access denied; check the credentials, and what they may do") from error
     except Exception as error:  # each library has errors of its own
         raise kind(f"{url}: {reason(error)}") from error
 
@@ -102,9 +160,13 @@ def talking(url: Url, kind: type[BigconvError] = StoreError) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """An error of a library in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if "credentials" in text.lower():
+    if _credentials(error):
         text += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
     return text[:300]
+
+
+def _credentials(error: BaseException) -> bool:
+    return "credentials" in str(error).lower()
 
 
 def identity(info: dict[str, Any]) -> str:

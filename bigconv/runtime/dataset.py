@@ -90,7 +90,7 @@ class StoreDataset(Dataset[Any]):
         if isinstance(key, (list, np.ndarray)) or (hasattr(key, "ndim") and key.ndim == 1):
             return self._batch(np.asarray(key))
         row: Any = self._take([int(key)])[0]
-        return row if self.transform is None else self.transform(row)
+        return row if self.transform is None else self._transformed([row], [int(key)])[0]
 
     def will_need(self, rows: Any) -> None:
         """Have rows fetched that will be read soon, where they come from a slow disk. Numbers in a list or an array."""
@@ -114,7 +114,7 @@ class StoreDataset(Dataset[Any]):
         if self.batch_transform is not None:
             return _Finished(self.batch_transform(batch.stacked()), len(batch))
         if self.transform is not None:
-            return [self.transform(row) for row in batch]
+            return self._transformed(batch, rows)
         return batch
 
     def _batch(self, rows: Array) -> Any:
@@ -124,8 +124,23 @@ class StoreDataset(Dataset[Any]):
         if self.transform is not None:
             from torch.utils.data import default_collate
 
-            return default_collate([self.transform(row) for row in batch])
+            return default_collate(self._transformed(batch, rows))
         return batch.stacked()
+
+    def _transformed(self, batch: Sequence[Any], rows: Sequence[int] | Array) -> list[Any]:
+        """Each row through `transform`; an error in it gets a note that names the row."""
+        assert self.transform is not None
+        done: list[Any] = []
+        try:
+            for row in batch:
+                done.append(self.transform(row))  # noqa: PERF401  what is done tells where it failed
+        except Exception as error:
+            error.add_note(f"in the transform of {self._told_row(int(rows[len(done)]))}")
+            raise
+        return done
+
+    def _told_row(self, row: int) -> str:
+        return self._whence(self._view.rows([row]), 0)
 
     def _take(self, rows: Sequence[int] | Array) -> StackedBatch:
         index = self._view.rows(rows)

@@ -84,6 +84,9 @@ class WindowDataset(StoreDataset):
         """Orders are of windows, whose chunks are no chunks of rows."""
         return 1
 
+    def _told_row(self, row: int) -> str:
+        return f"window {row} of {self._view.told}"
+
     def _take(self, rows: Sequence[int] | Array) -> StackedBatch:
         block = self._windows.take(rows, slots.buffer)
         return StackedBatch(block.schema, block.columns, len(block), self._as_tuple)

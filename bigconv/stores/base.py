@@ -7,15 +7,15 @@ All fast reading is done by one gather engine, in `bigconv.view.gather`, from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from bigconv.block import Block, Index
 from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
-from bigconv.schema import Schema
+from bigconv.schema import Field, Schema
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,21 @@ class Store(Protocol):
     def check(self, path: Path, manifest: Manifest) -> None:
         """Hold the files' sizes against the manifest, before a native library sees them. Raises `IncompleteStore`."""
 
-    def describe(self, schema: Schema) -> dict[str, str]:
-        """Field -> how it is laid out, in words."""
+    def describe(self, schema: Schema, path: Path | None = None) -> dict[str, str]:
+        """Field -> how it is laid out, in words: by these options, or as it was found at `path`."""
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """A store whose fields lie in files of their own, so that one comes and goes without the others being touched."""
+
+    manifest_file: ClassVar[str]  # that holds the manifest, and nothing of a field
+
+    def field_files(self, field: Field, files: Iterable[str]) -> list[str]:
+        """Those of a store's files (paths below it) that hold this field, and nothing else."""
+
+    def seal(self, path: Path, manifest: Manifest) -> None:
+        """Put the manifest into a store whose other files are there: the last write."""
 
 
 def config(store: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from bigconv.stores.columns import Columns, part_items, take_column
 from bigconv.stores.frames import Codec
 from bigconv.stores.hdf5_file import ALIGNMENT, LIBVER, allocate, check_end, create, damage, opened
 from bigconv.stores.hdf5_packed import CHUNK_BYTES, VALUES_BYTES, PackedArray, PackedColumns, place
+from bigconv.stores.library_file import library_writing
 
 MANIFEST = "_bigconv/manifest"
 
@@ -96,7 +97,7 @@ class Hdf5:
         if path.stat().st_size != size:
             raise IncompleteStore(f"{path}: has {path.stat().st_size} bytes instead of {size}: cut short or changed")
 
-    def describe(self, schema: Schema) -> dict[str, str]:
+    def describe(self, schema: Schema, path: Path | None = None) -> dict[str, str]:
         codecs, found = self._codecs(schema), {}
         for f in schema:
             words = "contiguous" if not f.ragged else "values + offsets"
@@ -227,10 +228,8 @@ class Hdf5Writer:
         links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         links.set_create_intermediate_group(True)
         with (
-            fsio.library_writing(self.path),
-            h5py.File(
-                self.path, "r+", libver=LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
-            ) as file,
+            library_writing(self.path) as room,
+            h5py.File(room, "r+", libver=LIBVER, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file,
         ):
             dataset = create(file, name, data.shape, "uint8", links)
             if data.size:

@@ -10,10 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bigconv import fsio
 from bigconv.errors import BigconvError, IncompleteStore, NotAStore
 from bigconv.schema import Part
 from bigconv.stores.hdf5_packed import PackedColumns, lay_out
+from bigconv.stores.library_file import library_writing
 
 ALIGNMENT = 4096  # a page
 LIBVER = ("v110", "v110")  # the oldest format whose headers carry checksums throughout
@@ -71,7 +71,7 @@ def allocate(
     links.set_create_intermediate_group(True)
     # frames have any length: aligned, each would leave half a page empty
     aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT} if packed is None else {}
-    with fsio.library_writing(path), h5py.File(path, "w", libver=LIBVER, **aligned) as file:
+    with library_writing(path, fresh=True) as room, h5py.File(room, "w", libver=LIBVER, **aligned) as file:
         for part, items in parts:
             if packed is not None and part.name in packed.codecs and items:
                 lay_out(file, part, items, packed, links)

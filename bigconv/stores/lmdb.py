@@ -85,7 +85,7 @@ class Lmdb:
     def check(self, path: Path, manifest: Manifest) -> None:
         folder.check_sizes(path, manifest)
 
-    def describe(self, schema: Schema) -> dict[str, str]:
+    def describe(self, schema: Schema, path: Path | None = None) -> dict[str, str]:
         record, codec = Record(schema), self._codec(schema)
         words = "record"
         if codec is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from bigconv import fsio
 from bigconv.block import Array, Block, Index
 from bigconv.errors import IncompleteStore, UsageError
 from bigconv.manifest import Manifest
-from bigconv.schema import Part, Schema
+from bigconv.schema import Field, Part, Schema
 from bigconv.stores import folder
 from bigconv.stores.base import RaggedColumns, Strided, Whereabouts
 from bigconv.stores.columns import Columns, part_file, part_items, take_column
@@ -29,6 +29,7 @@ class Memmap:
     """A folder of `.npy` files, one a part."""
 
     name: ClassVar[str] = "memmap"
+    manifest_file: ClassVar[str] = folder.MANIFEST
 
     compress: str = "none"
     chunk: int | None = None
@@ -62,7 +63,14 @@ class Memmap:
     def check(self, path: Path, manifest: Manifest) -> None:
         folder.check_sizes(path, manifest)
 
-    def describe(self, schema: Schema) -> dict[str, str]:
+    def field_files(self, field: Field, files: Iterable[str]) -> list[str]:
+        own = {part_file(part) for part in field.parts()}
+        return [name for name in files if name in own]
+
+    def seal(self, path: Path, manifest: Manifest) -> None:
+        fsio.write_file(path / folder.MANIFEST, manifest.to_bytes())
+
+    def describe(self, schema: Schema, path: Path | None = None) -> dict[str, str]:
         return {f.name: "values + offsets" if f.ragged else "contiguous" for f in schema}
 
 
@@ -103,7 +111,7 @@ class MemmapWriter:
         fsio.write_file(folder.attachment_file(self.path, name), data)
 
     def seal(self, manifest: Manifest) -> None:
-        fsio.write_file(self.path / folder.MANIFEST, manifest.to_bytes())
+        Memmap().seal(self.path, manifest)
 
     def abort(self) -> None:
         self._columns.close()

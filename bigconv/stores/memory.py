@@ -59,7 +59,7 @@ class Memory:
     def check(self, path: Path, manifest: Manifest) -> None:
         _held(path)
 
-    def describe(self, schema: Schema) -> dict[str, str]:
+    def describe(self, schema: Schema, path: Path | None = None) -> dict[str, str]:
         return {f.name: "in memory" for f in schema}
 
 

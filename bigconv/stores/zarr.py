@@ -8,7 +8,7 @@ last file written: before it there is no group.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +40,7 @@ class Zarr:
     """
 
     name: ClassVar[str] = "zarr"
+    manifest_file: ClassVar[str] = METADATA
 
     chunk_bytes: int = 16 << 10  # 16 KiB: a few rows, so that zarr-python reads little too much for one of them
     shard_bytes: int = 64 << 20  # 64 MiB: few files, and each still quick to copy, upload and check
@@ -92,8 +93,18 @@ class Zarr:
     def check(self, path: Path, manifest: Manifest) -> None:
         folder.check_sizes(path, manifest)
 
-    def describe(self, schema: Schema) -> dict[str, str]:
+    def field_files(self, field: Field, files: Iterable[str]) -> list[str]:
+        return [name for name in files if name.startswith(f"{field.name}/")]
+
+    def seal(self, path: Path, manifest: Manifest) -> None:
+        fsio.write_file(path / METADATA, group_document({ATTRIBUTE: json.loads(manifest.to_bytes())}))
+
+    def describe(self, schema: Schema, path: Path | None = None) -> dict[str, str]:
         layouts = self.layouts(schema)
+        for part in schema.parts():
+            # a field that was added later was cut by itself
+            if path is not None and (path / part.name / METADATA).is_file():
+                layouts[part.name] = read_document(path / part.name / METADATA, part)[1]
         words = {f.name: self._words(f, layouts[f.parts()[0].name]) for f in schema}
         return {f.name: f"values + offsets, {words[f.name]}" if f.ragged else words[f.name] for f in schema}
 
@@ -225,7 +236,7 @@ class ZarrWriter:
         self._document(ATTACHED, group_document({}))
 
     def seal(self, manifest: Manifest) -> None:
-        fsio.write_file(self.path / METADATA, group_document({ATTRIBUTE: json.loads(manifest.to_bytes())}))
+        self._store.seal(self.path, manifest)
 
     def abort(self) -> None:
         for stream in self._parts.values():

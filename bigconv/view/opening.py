@@ -15,7 +15,7 @@ from bigconv.dataset import DatasetManifest
 from bigconv.errors import IncompleteStore, NotAStore, StoreError
 from bigconv.manifest import Manifest
 from bigconv.remote.cache import Lease
-from bigconv.remote.mirror import Mirror, local_copy
+from bigconv.remote.mirror import GONE, Mirror, local_copy
 from bigconv.stores.base import recalled
 
 
@@ -79,16 +79,17 @@ class OpenedDataset(Opened):
         """One part, opened. Raises `IncompleteStore` when it is not the one that the manifest lists."""
         listed, path = self.manifest.parts[number], self.part_path(number)
         lease = self.fetch(number)
+        told = path if self.origin is None else self.origin.url / listed.name
         try:
             found = open_store(path)
         except NotAStore as error:
             gone = "missing" if not path.exists() else "not a store any more"
-            raise IncompleteStore(f"{path}: a part of the dataset is {gone}\n{self.mend}") from error
+            raise IncompleteStore(f"{told}: a part of the dataset is {gone}\n{self.mend}") from error
         manifest = found.manifest
         if (manifest.content_digest, manifest.rows) != (listed.content_digest, listed.rows):
-            raise IncompleteStore(f"{path}: holds other rows than the dataset lists\n{self.mend}")
+            raise IncompleteStore(f"{told}: {_OTHER_ROWS}\n{self.mend}")
         if manifest.store != self.manifest.store or not dataset.same_fields(manifest.schema, self.manifest.schema):
-            raise IncompleteStore(f"{path}: has another format or other fields than the dataset")
+            raise IncompleteStore(f"{told}: has another format or other fields than the dataset")
         return found if lease is None else replace(found, lease=lease)
 
     def fetch(self, number: int) -> Lease | None:
@@ -96,21 +97,53 @@ class OpenedDataset(Opened):
         if self.origin is None:
             return None
         listed = self.manifest.parts[number]
-        return self.origin.fetch(listed.name, listed.bytes, _proven)
+
+        def prove(path: Path) -> str:
+            found = open_store(path).manifest
+            same = (found.content_digest, found.rows) == (listed.content_digest, listed.rows)
+            return _proven(path) if same else _OTHER_ROWS
+
+        return self.origin.fetch(listed.name, listed.bytes, prove)
 
     @property
     def mend(self) -> str:
         """What to do about a part that is not as it was."""
-        return f"Make it again: bigconv shard {self.path} --repair"
+        return GONE if self.origin is not None else f"Make it again: bigconv shard {self.path} --repair"
 
 
-def _proven(path: Path, known: Manifest | None = None) -> None:
-    """Hold a fetched store against the digests of its files, and what was there before. Raises `StoreError`."""
+_OTHER_ROWS = "holds other rows than the dataset lists"
+
+
+def _proven(path: Path, known: Manifest | None = None) -> str:
+    """Hold a fetched store against the digests of its files. Raises `StoreError` for damage; tells when it is whole,
+    but not the `known` one."""
     found = open_store(path)
     if known is not None and found.manifest.content_digest != known.content_digest:
-        raise IncompleteStore(f"{path}: holds other rows than when it was opened: it was replaced; open it anew")
+        return "holds other rows than when it was opened"
     if dict(found.store.files(path)) != dict(found.manifest.files):
         raise IncompleteStore(f"{path}: its files are not those that its manifest lists")
+    return ""
+
+
+def _proven_if_ours(path: Path) -> str:
+    try:
+        return _proven(path)
+    except NotAStore:
+        return ""
+
+
+def fetched(path: str | os.PathLike[str]) -> tuple[Path, Lease | None]:
+    """A local path that stands for `path`, which may be the URL of a store or of raw files, and what keeps it there.
+
+    Raises `InputError` for nothing there, or more than the cache may hold, `StoreError` for what can't be fetched.
+    """
+    return local_copy(path, _proven_if_ours, raw=True)
+
+
+def address(path: Path) -> str:
+    """A path as messages name it: the URL of which it is a local copy, if it is one."""
+    origin = Mirror.at(path)
+    return str(path if origin is None else origin.url)
 
 
 def open_store(path: str | os.PathLike[str]) -> Opened:
@@ -119,10 +152,16 @@ def open_store(path: str | os.PathLike[str]) -> Opened:
     A sharded directory is opened by its manifest alone, as an `OpenedDataset`.
     Raises `NotAStore`, `IncompleteStore` or `LaterVersion`.
     """
-    where = local_copy(path)
+    where, lease = local_copy(path, _proven_if_ours)
     origin = Mirror.at(where)
-    if origin is not None and not where.exists():
-        origin.whole(_proven).release()
+    if origin is None or registry.is_dataset(where):
+        return _open(where, origin)
+    with lease or origin.whole(_proven_if_ours):  # so that nobody removes it
+        return _open(where, origin)
+
+
+def _open(where: Path, origin: Mirror | None) -> Opened:
+    told = where if origin is None else origin.url
     try:
         name = registry.recognise(where)
         if name == registry.DATASET:
@@ -130,15 +169,20 @@ def open_store(path: str | os.PathLike[str]) -> Opened:
     except OSError as error:  # no permission, a name that is too long
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"{path}: {error.strerror or error}") from error
+        raise StoreError(f"{told}: {error.strerror or error}") from error
     if name is None:
-        raise NotAStore(_what_instead(where))
+        raise NotAStore(_what_instead(where, str(told)))
     kind = registry.load("store", name)
-    manifest = Manifest.from_bytes(kind().manifest(where), str(path))
-    if manifest.store != name:
-        raise IncompleteStore(f"{path}: the manifest is of a {manifest.store} store, the files are {name}")
-    store = recalled(kind, manifest.recipe)
-    store.check(where, manifest)
+    try:
+        manifest = Manifest.from_bytes(kind().manifest(where), str(told))
+        if manifest.store != name:
+            raise IncompleteStore(f"{told}: the manifest is of a {manifest.store} store, the files are {name}")
+        store = recalled(kind, manifest.recipe)
+        store.check(where, manifest)
+    except StoreError as error:
+        if origin is None:
+            raise
+        raise type(error)(str(error).replace(str(where), str(told))) from error
     return Opened(where, store, manifest, origin)
 
 
@@ -166,13 +210,13 @@ def _open_dataset(path: Path) -> OpenedDataset:
     return opened
 
 
-def _what_instead(path: Path) -> str:
+def _what_instead(path: Path, told: str) -> str:
     if not path.exists():
-        return f"{path}: no such file or folder"
+        return f"{told}: no such file or folder"
     if path.is_dir() and any(name.startswith("part-") for name in os.listdir(path)):
-        return f"{path}: parts without a manifest.json: a dataset that was never finished, or has lost it"
+        return f"{told}: parts without a manifest.json: a dataset that was never finished, or has lost it"
     if path.is_dir() and path.suffix:
-        return f"{path}: no manifest: not a bigconv store, or one that was never finished"
+        return f"{told}: no manifest: not a bigconv store, or one that was never finished"
     if path.is_dir():
-        return f"{path}: a folder, but not a store. To make one of it: bigconv convert {path} out.h5"
-    return f"{path}: not a store that bigconv knows"
+        return f"{told}: a folder, but not a store. To make one of it: bigconv convert {told} out.h5"
+    return f"{told}: not a store that bigconv knows"

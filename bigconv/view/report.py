@@ -131,21 +131,28 @@ def sizes(opened: Opened) -> dict[str, int]:
     return found
 
 
+def layouts(opened: Opened) -> dict[str, str]:
+    """Field -> how it is laid out, in words; of a sharded directory, in the first part."""
+    path = opened.part_path(0) if len(opened.part_rows) else None
+    words: dict[str, str] = opened.store.describe(opened.manifest.schema, path)
+    return words
+
+
 def describe(opened: Opened) -> dict[str, Any]:
     """A store as JSON values: the contract of `bigconv inspect --json`."""
     manifest = opened.manifest
-    layouts = opened.store.describe(manifest.schema)
+    laid_out = layouts(opened)
     created = opened.path.stat().st_mtime if opened.path.exists() else 0.0
     parts = {}
     if isinstance(opened, OpenedDataset):
         parts = {"parts": [part.to_json() for part in opened.manifest.parts]}
     return {
         "schema_version": 1,
-        "path": str(opened.path),
+        "path": opened.told,
         "store": manifest.store,
         "rows": manifest.rows,
         "bytes": opened.bytes(),
-        "fields": [{**f.to_json(), "layout": layouts[f.name], "axes": f.layout} for f in manifest.schema],
+        "fields": [{**f.to_json(), "layout": laid_out[f.name], "axes": f.layout} for f in manifest.schema],
         "source": dict(manifest.source),
         "recipe": dict(manifest.recipe),
         "content_digest": manifest.content_digest,

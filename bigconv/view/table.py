@@ -33,6 +33,7 @@ class _Part:
         self.reader: StoreReader = opened.store.open(opened.path, opened.manifest.schema, opened.manifest.rows)
         self.files = max(1, len(opened.manifest.files))
         self.room = 0 if opened.lease is None else sum(size for size, _ in opened.manifest.files.values())
+        self.path = opened.path
         where, maps = self.reader.locate(), Maps()
         self.gathers: dict[str, FieldGather] | None = None
         if where is not None:
@@ -63,14 +64,19 @@ class _OpenParts:
         with self._lock:
             if number in self._held:  # another thread was quicker
                 return
+            # a local copy takes room as long as it is mapped, even where the cache has dropped it
+            for other in [other for other, one in self._held.items() if one.room and not one.path.exists()]:
+                self._drop(other)
             self._held[number] = part
             self._files += part.files
             self._room += part.room
-            # a local copy takes room as long as it is mapped, even where the cache has dropped it
             while (self._files > self._most or self._room > self.most_room) and len(self._held) > 1:
-                dropped = self._held.pop(next(iter(self._held)))
-                self._files -= dropped.files
-                self._room -= dropped.room
+                self._drop(next(iter(self._held)))
+
+    def _drop(self, number: int) -> None:
+        dropped = self._held.pop(number)
+        self._files -= dropped.files
+        self._room -= dropped.room
 
     def close(self) -> None:
         for part in self._held.values():
@@ -247,7 +253,7 @@ class StoreView:
 
     def will_need(self, index: Index) -> None:
         """Have rows that `rows()` has checked fetched from the disk, without waiting for them, if reading is slow."""
-        if not len(index):
+        if not len(index) or (self.remote and self._fetch_ahead(index)):
             return
         ahead = self._open().ahead
         few = index[:: max(1, len(index) // LOOKED_AT)]
@@ -267,8 +273,11 @@ class StoreView:
         """Whether any store is fetched from a URL."""
         return any(root.origin is not None for root in self._roots)
 
-    def _fetch_ahead(self, index: Index) -> None:
-        """Have the parts of a remote directory fetched in the background that hold rows, and the one behind them."""
+    def _fetch_ahead(self, index: Index) -> bool:
+        """Have the parts of a remote directory fetched in the background that hold rows, and the one behind them.
+
+        Whether any isn't open yet.
+        """
         parts = self._open()
         wanted: list[int] = np.unique(self.whence(index)[0]).tolist()
         left = parts.most_room // 2  # what is fetched must still be there when it is read
@@ -278,8 +287,9 @@ class StoreView:
             if parts.get(number) is None and isinstance(opened, OpenedDataset) and opened.origin is not None:
                 left -= opened.manifest.parts[inside].bytes
                 if left < 0:
-                    return
+                    break
                 parts.fetching.ask(number, partial(opened.fetch, inside))
+        return any(parts.get(number) is None for number in wanted)
 
     @property
     def chunk_rows(self) -> int:

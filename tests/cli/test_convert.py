@@ -312,3 +312,16 @@ def test_any_encoding_of_stdout(images: Path, tmp_path: Path, encoding: str, mor
     assert result.returncode == 0, result.stderr
     assert (b'"rows": 6' if more == ["--json"] else b"6 rows") in result.stdout
     assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Windows end otherwise")
+def test_a_reader_that_leaves_is_no_finding(images: Path, tmp_path: Path) -> None:
+    """`bigconv … | head -1` under `set -o pipefail`: as any other command, never the exit code of findings."""
+    done(images, tmp_path / "out.h5")
+    command = [sys.executable, "-c", "from bigconv.cli.app import main; main()", "inspect", str(tmp_path / "out.h5")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (141, b"")
+    process.stderr.close()

@@ -356,3 +356,16 @@ def test_sizes(nbytes: int, text: str) -> None:
 def test_words() -> None:
     assert [plural(n, "row") for n in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
     assert printable("a\x1b[31m\r\u2028\u202e\udcff\x85é☃\n") == "a\\x1b[31m\\r\\u2028\\u202e\\udcff\\x85é☃\n"
+
+
+def test_a_sharded_directory_lists_its_parts(stores: Path, tmp_path: Path) -> None:
+    """The first ones and the last, with the class that each holds, where it was cut by one."""
+    bigconv.shard(stores / "out.h5", tmp_path / "by", by="label", workers=0)
+    told = out(tmp_path / "by", COLUMNS="100")
+    assert re.search(r"^part +rows +size +label *$", told, re.MULTILINE)
+    assert re.search(r"^part-00000-\S+ +2 .* cats *$", told, re.MULTILINE)
+    assert re.search(r"^part-00001-\S+ +3 .* dogs *$", told, re.MULTILINE)
+    np.save(tmp_path / "x.npy", np.arange(20))
+    bigconv.convert(tmp_path / "x.npy", tmp_path / "many", shards=20, workers=0)
+    told = out(tmp_path / "many", COLUMNS="100")
+    assert re.search(r"part-00006-\S+ +1 .*\n… 12 more *\npart-00019-", told)

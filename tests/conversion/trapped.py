@@ -57,6 +57,8 @@ class Trapped:
                 os._exit(3)
             elif trap == "hang":
                 time.sleep(1000)
+            elif trap == "hoard":
+                np.ones(1 << 30, np.uint8)  # 1 GiB
             elif trap == "bug":
                 raise ZeroDivisionError("a bug")
             elif trap == "refuse":

@@ -1,5 +1,7 @@
 """What is HDF5's own."""
 
+import errno
+import os
 from pathlib import Path
 
 import h5py
@@ -7,9 +9,13 @@ import numpy as np
 import pytest
 
 import bigconv
+from bigconv.errors import OutputError, StoreError
+from bigconv.schema import Field, Schema
 from bigconv.stores.hdf5 import Hdf5
 from bigconv.testing import cases
 from bigconv.testing.store_suite import SCHEMAS, write
+from bigconv.view.opening import open_store
+from bigconv.view.report import verify
 
 
 @pytest.mark.parametrize("locking", [None, True, False])
@@ -28,3 +34,32 @@ def test_datasets_are_contiguous_and_aligned(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5") as file:
         assert file["x"].chunks is None
         assert file["x"].id.get_offset() % 4096 == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="fails os.pwrite")
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_a_full_disk_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str) -> None:
+    """The HDF5 library, told that a write failed, ended the process with a segmentation fault later on."""
+    schema = Schema((Field("x", "uint8", (900,)), Field("t", "uint16", (None,))))
+    original, writes = os.pwrite, [0]
+
+    def failing(fd: int, data: bytes, offset: int) -> int:
+        writes[0] += 1
+        if writes[0] >= last:  # once full, a disk stays so
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    for last in (1, 2, 5, 9, 14, 20, 1000):
+        writes[0] = 0
+        path = tmp_path / f"{last}.h5"
+        try:
+            write(path, Hdf5(compress=compress), cases.block(schema, 40), 16)
+        except OutputError as error:
+            assert "no space left on the device" in str(error)
+            assert writes[0] == last  # and no more is tried
+            with pytest.raises(StoreError):
+                open_store(path)
+        else:
+            assert last > writes[0] > 9
+            assert verify(open_store(path)) == []

@@ -2,8 +2,7 @@
 
 The model is what POSIX promises and no more. Data of a file is safe after an fsync of it, an entry of a folder
 (made, renamed, removed) after an fsync of the folder; a rename is one operation. Whatever is not safe yet may or may
-not be there after the cut, each operation on its own, in any combination, and a write in part. Writes of the HDF5
-library, which go by no Python call, are found by comparing its file before and after (in pages, in no order).
+not be there after the cut, each operation on its own, in any combination, and a write in part.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from bigconv import fsio
-
-PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,6 @@ class Recorder:
     _live: dict[str, int] = field(default_factory=dict)  # relative path -> node
     _open: dict[int, str] = field(default_factory=dict)  # descriptor -> relative path when it was opened
     _nodes: dict[int, int] = field(default_factory=dict)  # descriptor -> node
-    _inside: int = 0  # of the HDF5 library
 
     def __post_init__(self) -> None:
         self._live["."] = ROOT
@@ -112,18 +108,17 @@ class Recorder:
     def recording(self) -> Iterator[Recorder]:
         """Record while the body runs."""
         kept = {name: getattr(os, name) for name in _PATCHED if hasattr(os, name)}
-        opener, exchange, library = builtins.open, fsio._exchange, fsio.library_writing
+        opener, exchange = builtins.open, fsio._exchange
         for name, original in kept.items():
             setattr(os, name, self._wrapped(name, original))
         builtins.open = self._wrapped("builtin_open", opener)
         fsio._exchange = self._wrapped("exchange", exchange)
-        fsio.library_writing = self._library(library)
         try:
             yield self
         finally:
             for name, original in kept.items():
                 setattr(os, name, original)
-            builtins.open, fsio._exchange, fsio.library_writing = opener, exchange, library
+            builtins.open, fsio._exchange = opener, exchange
 
     def _wrapped(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         record = getattr(self, f"_on_{name}")
@@ -237,30 +232,6 @@ class Recorder:
             self._swapped(names[0], names[1])
             self.calls.append(f"rename {names[0]}")
         return done
-
-    def _library(self, original: Any) -> Callable[[Path], Any]:
-        """What the HDF5 library has done to a file, told when it is done: changed pages and the length."""
-
-        @contextlib.contextmanager
-        def watched(path: Path) -> Iterator[None]:
-            name = self._name(path)
-            before = path.read_bytes() if path.exists() else None
-            with original(path):
-                yield
-            if name is None:
-                return
-            after = path.read_bytes()
-            node = self._made(name) if before is None else self._live[name]
-            self.calls.append(f"library {name}")
-            old = before or b""
-            if len(old) != len(after):
-                self.operations.append(Write(node, len(after), None))
-            old = old[: len(after)].ljust(len(after), b"\0")
-            for at in range(0, len(after), PAGE):
-                if old[at : at + PAGE] != after[at : at + PAGE]:
-                    self.operations.append(Write(node, at, after[at : at + PAGE]))
-
-        return watched
 
 
 _PATCHED = (

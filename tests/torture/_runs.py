@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +115,53 @@ def request(source: Path, dest: Path, **policy: Any) -> Request:
     return Request((source,), dest, policy=Policy(0, **policy))
 
 
-def after_a_cut(source: Path, dest: Path, rows: int, expected: dict[str, bytes], promised: int = 0) -> str:
+@dataclass(frozen=True)
+class Target:
+    """What is made of a source: the name of its destination, and what is asked of it."""
+
+    dest: str
+    to: str | None = None
+    compress: str | None = None
+    chunk: int | None = None
+    shards: int | None = None
+
+    def request(self, source: Path, place: Path, workers: int = 0, **policy: Any) -> Request:
+        storage = {"compress": self.compress, "chunk": self.chunk}
+        asked = Policy(workers, **policy)
+        return Request((source,), place / self.dest, to=self.to, shards=self.shards, storage=storage, policy=asked)
+
+    def arguments(self) -> list[str]:
+        """The same for the command line."""
+        options = {"--to": self.to, "--compress": self.compress, "--chunk": self.chunk, "--shards": self.shards}
+        return [word for name, value in options.items() if value is not None for word in (name, str(value))]
+
+
+PLAIN = tuple(Target(f"out{suffix}") for suffix in SUFFIXES)
+PACKED = (
+    Target("packed.h5", compress="zstd", chunk=5),
+    Target("packed.zarr", compress="lz4", chunk=5),
+    Target("packed.lmdb", compress="zstd"),
+)
+SHARDED = (Target("parts-memmap", "memmap", shards=3), Target("parts-hdf5", "hdf5", shards=3))
+
+
+def trials(root: Path) -> list[tuple[Path, Target]]:
+    """What runs are cut off: both inputs into each store, the ragged one into compressed and sharded ones too."""
+    fixed, ragged = folders(root)
+    return [*product((fixed, ragged), PLAIN), *product((ragged,), (*PACKED, *SHARDED))]
+
+
+def after_a_cut(again: Request, rows: int, expected: dict[str, bytes], promised: int = 0) -> str:
     """What is wrong at a destination after a run was cut off, and after it is run again; empty when nothing is.
 
     `promised`: rows of its last checkpoint, which must not be made again.
     """
+    dest = again.dest
     wrong = refused_or_whole(dest, rows)
     if wrong:
         return wrong
     try:
-        outcome = request(source, dest).run()
+        outcome = again.run()
     except BigconvError as error:
         return f"can't be resumed: {error}"
     if contents(dest) != expected:

@@ -14,7 +14,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ from bigconv import fsio
 from bigconv.errors import BigconvError
 from tests.torture import Case, _child
 from tests.torture._runs import (
-    SUFFIXES,
+    Target,
     after_a_cut,
     checkpoints_everywhere,
     contents,
-    folders,
     refused_or_whole,
-    request,
+    trials,
     workspace,
 )
 
@@ -37,7 +35,8 @@ SHORT = "short"
 KINDS: tuple[int | str, ...] = (errno.ENOSPC, errno.EIO, SHORT)
 TRACED = ("ENOSPC", "EIO", "EINTR")
 LIMITS = 40  # file size limits and sizes of a tmpfs, at scale 1
-QUICK = 0.05  # below this scale a part of the stores, each with one of the sources, stands for all
+QUICK = 0.05  # below this scale a few runs stand for all
+FEW = (0, 5, 6, 10, 11)
 
 
 def run(scale: float) -> Iterator[Case]:
@@ -45,11 +44,11 @@ def run(scale: float) -> Iterator[Case]:
         why = _child.no_strace()
         if why:
             yield Case("faults in the kernel", skipped=why)
-        for number, (source, suffix) in enumerate(product(folders(root), SUFFIXES)):
-            if scale >= QUICK or number in (0, 3, 5, 6):
-                place = root / f"{source.name}{suffix}"
+        for number, (source, target) in enumerate(trials(root)):
+            if scale >= QUICK or number in FEW:
+                place = root / f"{source.name} {target.dest}"
                 place.mkdir()
-                trial = Trial(source, place / f"out{suffix}", scale)
+                trial = Trial(source, target, place, scale)
                 yield from trial.in_python()
                 if not why:
                     yield from trial.in_the_kernel(root / "log")
@@ -58,15 +57,16 @@ def run(scale: float) -> Iterator[Case]:
 
 
 class Trial:
-    """One source into one store, disturbed in many ways."""
+    """One run, disturbed in many ways."""
 
-    def __init__(self, source: Path, dest: Path, scale: float) -> None:
-        self.source, self.dest, self.scale = source, dest, scale
-        self.name = f"{source.name}{dest.suffix}"
+    def __init__(self, source: Path, target: Target, place: Path, scale: float) -> None:
+        self.request, self.dest, self.scale = target.request(source, place), place / target.dest, scale
+        self.arguments = [str(source), str(self.dest), *target.arguments()]
+        self.name = f"{source.name} {target.dest}"
         self.random = random.Random(self.name)
-        self.rows = request(source, dest).run().manifest.rows
-        self.expected = contents(dest)
-        fsio.remove(dest)
+        self.rows = self.request.run().manifest.rows
+        self.expected = contents(self.dest)
+        fsio.remove(self.dest)
 
     def chosen(self, cases: list[Any], least: int) -> list[Any]:
         n = len(cases) if self.scale >= 1 else min(len(cases), max(least, round(len(cases) * self.scale)))
@@ -74,21 +74,21 @@ class Trial:
 
     def judged(self, name: str, wrong: str) -> Case:
         wrong = wrong or refused_or_whole(self.dest, self.rows)
-        case = Case(f"{self.name} {name}", wrong or after_a_cut(self.source, self.dest, self.rows, self.expected))
+        case = Case(f"{self.name} {name}", wrong or after_a_cut(self.request, self.rows, self.expected))
         for path in self.dest.parent.iterdir():
             fsio.remove(path)
         return case
 
     def in_python(self) -> Iterator[Case]:
         with failing(self.dest.parent, 0, 0) as counted:
-            request(self.source, self.dest).run()
+            self.request.run()
         fsio.remove(self.dest)
         cases = [(n, kind) for n in range(1, counted[0] + 1) for kind in KINDS]
         for number, kind in self.chosen(cases, 3):
             wrong = ""
             with failing(self.dest.parent, number, kind) as counted:
                 try:
-                    request(self.source, self.dest).run()
+                    self.request.run()
                 except BigconvError as error:
                     wrong = _unclear(error.exit_code, str(error))
                 except BaseException as error:  # noqa: BLE001  what is not meant to come is what is looked for
@@ -105,8 +105,6 @@ class Trial:
             yield self.judged(f"{kind} at {call.line[:80]}", wrong)
 
     def limited(self) -> Iterator[Case]:
-        if self.dest.suffix == ".h5" and self.scale < QUICK:
-            return  # the HDF5 library may crash when it can't write what it has promised, which is known
         largest = max(map(len, self.expected.values())) + 8192
         for limit in self.chosen(list(range(0, largest, max(1, largest // LIMITS))), 1):
             yield self.judged(f"files of at most {limit} bytes", self.ended(limit=limit))
@@ -120,7 +118,7 @@ class Trial:
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        sys.argv = ["bigconv", "convert", str(self.source), str(self.dest), "--workers", "0", "-q"]
+        sys.argv = ["bigconv", "convert", *self.arguments, "--workers", "0", "-q"]
         main()
 
     def ended(self, limit: int | None = None, strace: list[str] | None = None, log: Path | None = None) -> str:
@@ -196,15 +194,14 @@ def _small_disk(root: Path, scale: float) -> Iterator[Case]:
     """A tmpfs that fills up at every stage; then it grows, and the same command goes on."""
     disk = root / "disk"
     disk.mkdir()
-    sources = folders(root)
     mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)]
     if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
         yield Case("a full disk", skipped="a tmpfs can't be mounted here (needs root)")
         return
     try:
-        for number, (source, suffix) in enumerate(product(sources, SUFFIXES)):
-            if scale >= QUICK or number == 6:
-                trial = Trial(source, _grown(disk, "64m") / f"out{suffix}", scale)
+        for number, (source, target) in enumerate(trials(root)):
+            if scale >= QUICK or number == FEW[1]:
+                trial = Trial(source, target, _grown(disk, "64m"), scale)
                 need = sum(map(len, trial.expected.values())) * 3 // 4096 + 8
                 for pages in trial.chosen(list(range(1, need, max(1, need // LIMITS))), 1):
                     _grown(disk, f"{pages * 4}k")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bigconv import fsio
+from bigconv.conversion.shard import shard
 from bigconv.errors import StoreError
 from bigconv.schema import Field, Schema
 from bigconv.stores.hdf5 import Hdf5
@@ -27,16 +28,29 @@ from tests.torture._runs import workspace
 SCHEMA = Schema((Field("x", "uint8", (33,)), Field("t", "uint16", (None,)), Field("y", "int64")))
 ROWS = 40
 #: Small, so that every byte can be tried: the index of a Zarr shard takes 16 bytes a chunk that it could hold.
-STORES = {".mmap": Memmap(), ".h5": Hdf5(), ".zarr": Zarr(chunk_bytes=256, shard_bytes=1024), ".lmdb": Lmdb()}
+STORES = {
+    "a.mmap": Memmap(),
+    "a.h5": Hdf5(),
+    "a.zarr": Zarr(chunk_bytes=256, shard_bytes=1024),
+    "a.lmdb": Lmdb(),
+    "zstd.h5": Hdf5(compress="zstd", chunk=16),
+    "lz4.h5": Hdf5(compress="lz4", chunk=16),
+    "zstd.zarr": Zarr(chunk=16, shard_bytes=1024, compress="zstd"),
+    "lz4.zarr": Zarr(chunk=16, shard_bytes=1024, compress="lz4"),
+    "zstd.lmdb": Lmdb(compress="zstd"),
+    "lz4.lmdb": Lmdb(compress="lz4"),
+}
 
 
 def run(scale: float) -> Iterator[Case]:
     """At scale 1 every byte and every length."""
     with workspace() as root:
-        for suffix, store in STORES.items():
-            path = root / f"a{suffix}"
+        for name, store in STORES.items():
+            path = root / name
             write(path, store, cases.block(SCHEMA, ROWS), 16)
             yield from streamed(partial(_damaged, path, scale))
+        shard([root / "a.mmap"], root / "parts", shards=2, to="hdf5", workers=0)
+        yield from streamed(partial(_damaged, root / "parts", scale))
 
 
 def _damaged(path: Path, scale: float) -> Iterator[Case]:
@@ -48,15 +62,15 @@ def _damaged(path: Path, scale: float) -> Iterator[Case]:
             changed = bytearray(whole)
             changed[at] ^= 1 << int(rng.integers(8))
             file.write_bytes(changed)
-            yield Case(f"{file.name} byte {at}", "" if _found(path) else "not found")
+            yield Case(f"{path.name} {file.name} byte {at}", "" if _found(path) else "not found")
         for size in sorted({*_lengths(len(whole)), *_some(len(whole), scale / 4, rng)}):
             file.write_bytes(whole[:size])
-            yield Case(f"{file.name} cut to {size}", "" if _found(path) else "not found")
+            yield Case(f"{path.name} {file.name} cut to {size}", "" if _found(path) else "not found")
         for more in (b"\0", b"x", bytes(8), bytes(4096), whole):
             file.write_bytes(whole + more)
-            yield Case(f"{file.name} with {len(more)} bytes more", "" if _found(path) else "not found")
+            yield Case(f"{path.name} {file.name} with {len(more)} bytes more", "" if _found(path) else "not found")
         file.write_bytes(whole)
-    yield Case(f"{path.suffix} as it was", "" if verify(open_store(path)) == [] else "damage found in a whole store")
+    yield Case(f"{path.name} as it was", "" if verify(open_store(path)) == [] else "damage found in a whole store")
 
 
 def _some(size: int, scale: float, rng: np.random.Generator) -> list[int]:

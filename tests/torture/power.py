@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bigconv import fsio
 from tests.torture import Case
-from tests.torture._disk import Entry, Operation, Recorder, Sync, Tree, Write, materialise, pending, state
-from tests.torture._runs import SUFFIXES, after_a_cut, checkpoints_everywhere, contents, folders, request, workspace
+from tests.torture._disk import Operation, Recorder, Tree, Write, materialise, pending, state
+from tests.torture._runs import Target, after_a_cut, checkpoints_everywhere, contents, trials, workspace
 
 EXHAUSTIVE = 8  # pending operations up to which every combination is tried
 SAMPLES = 24  # combinations tried of more than that, at scale 1
@@ -20,34 +20,37 @@ SAMPLES = 24  # combinations tried of more than that, at scale 1
 
 def run(scale: float) -> Iterator[Case]:
     with workspace() as root, checkpoints_everywhere():
-        for source in folders(root):
-            for suffix in SUFFIXES:
-                yield from _cut(root, source, suffix, scale)
+        for source, target in trials(root):
+            yield from _cut(root, source, target, scale)
 
 
-def _cut(root: Path, source: Path, suffix: str, scale: float) -> Iterator[Case]:
-    place = root / f"{source.name}{suffix}"
+def _cut(root: Path, source: Path, target: Target, scale: float) -> Iterator[Case]:
+    name = f"{source.name} {target.dest}"
+    place = root / name
     place.mkdir()
-    dest = place / f"out{suffix}"
+    again = target.request(source, place)
     with Recorder(place).recording() as recorder:
-        outcome = request(source, dest).run()
-    expected, rows = contents(dest), outcome.manifest.rows
-    fsio.remove(dest)
+        rows = again.run().manifest.rows
+    expected = contents(again.dest)
+    fsio.remove(again.dest)
     operations, tried = recorder.operations, set()
-    rng = random.Random(f"{source.name}{suffix}")
-    promises = _promises(recorder)
+    rng = random.Random(name)
     points = range(1, len(operations) + 1) if scale >= 1 else sorted(rng.sample(range(1, len(operations) + 1), 3))
     for point in points:
         before = operations[:point]
         waiting = pending(before)
+        promised = _promised(state(before, recorder.folders, set(waiting)), again.dest.name)
         for lost, torn in _combinations(waiting, before, rng, scale):
             tree = state(before, recorder.folders, lost, torn)
             seen = hashlib.sha256(repr(sorted(tree.items())).encode()).digest()
             if seen in tried:
                 continue
             tried.add(seen)
-            name = f"{source.name}{suffix} cut at {point} of {len(operations)} without {sorted(lost)}"
-            yield Case(name, _try(tree, place, source, dest, rows, expected, promises[point - 1]))
+            materialise(tree, place)
+            case = f"{name} cut at {point} of {len(operations)} without {sorted(lost)}"
+            yield Case(case, after_a_cut(again, rows, expected, promised))
+            for path in place.iterdir():
+                fsio.remove(path)
 
 
 def _combinations(
@@ -72,35 +75,13 @@ def _combinations(
         yield lost, (n, rng.randrange(len(operation.data)))
 
 
-def _promises(recorder: Recorder) -> list[int]:
-    """Rows that the journal has promised to keep, after each operation: those of its last record that was synced."""
-    promised, found = 0, []
-    journal: int | None = None
-    content = b""
-    for operation in recorder.operations:
-        if isinstance(operation, Entry):
-            for _, name, node in operation.made:
-                if name == "journal":
-                    journal, content = node, b""
-            if any(name == "plan.json" for _, name in operation.gone):
-                promised = 0  # published, or begun anew
-        elif isinstance(operation, Write) and operation.node == journal:
-            if operation.data is None:
-                content = content[: operation.offset]
-            else:
-                content = content[: operation.offset] + operation.data
-        elif isinstance(operation, Sync) and operation.node == journal and content:
-            promised = json.loads(content.splitlines()[-1])["rows"]
-        found.append(promised)
-    return found
-
-
-def _try(
-    tree: Tree, place: Path, source: Path, dest: Path, rows: int, expected: dict[str, bytes], promised: int
-) -> str:
-    materialise(tree, place)
-    try:
-        return after_a_cut(source, dest, rows, expected, promised)
-    finally:
-        for path in place.iterdir():
-            fsio.remove(path)
+def _promised(safe: Tree, dest: str) -> int:
+    """Rows that unfinished work has promised to keep: of what is on the disk for certain, the journal's last record, or
+    the results of the parts that are made."""
+    journal = safe.get(f"{dest}.partial/journal")
+    if journal:
+        return int(json.loads(journal.splitlines()[-1])["rows"])
+    results = [
+        data for name, data in safe.items() if name.startswith(f"{dest}.partial/results/") and ".new" not in name
+    ]
+    return sum(json.loads(data)["rows"] for data in results if data)

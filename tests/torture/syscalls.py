@@ -9,17 +9,17 @@ from pathlib import Path
 from bigconv import fsio
 from tests.torture import Case, _child
 from tests.torture._runs import (
-    SUFFIXES,
+    Target,
     after_a_cut,
     checkpoints_everywhere,
     contents,
-    folders,
     refused_or_whole,
-    request,
+    trials,
     workspace,
 )
 
 AGAIN = 3  # every so many kills, the run that goes on is killed too
+QUICK = 0.05  # below this scale one kill a run
 
 
 def run(scale: float) -> Iterator[Case]:
@@ -28,30 +28,30 @@ def run(scale: float) -> Iterator[Case]:
         yield Case("kill at every system call", skipped=why)
         return
     with workspace() as root, checkpoints_everywhere():
-        for source in folders(root):
-            for suffix in SUFFIXES:
-                yield from _kills(root, source, suffix, scale)
+        for source, target in trials(root):
+            yield from _kills(root, source, target, scale)
 
 
-def _kills(root: Path, source: Path, suffix: str, scale: float) -> Iterator[Case]:
-    place, log = root / f"{source.name}{suffix}", root / "log"
+def _kills(root: Path, source: Path, target: Target, scale: float) -> Iterator[Case]:
+    name = f"{source.name} {target.dest}"
+    place, log = root / name, root / "log"
     place.mkdir()
-    dest = place / f"out{suffix}"
-    work = lambda: void(request(source, dest).run())  # noqa: E731
-    rows = request(source, dest).run().manifest.rows
-    expected = contents(dest)
-    fsio.remove(dest)
+    wanted = target.request(source, place)
+    work = lambda: void(wanted.run())  # noqa: E731
+    rows = wanted.run().manifest.rows
+    expected = contents(wanted.dest)
+    fsio.remove(wanted.dest)
     calls = _child.mutating_calls(work, place, log)
-    fsio.remove(dest)
-    rng = random.Random(f"{source.name}{suffix}")
-    chosen = calls if scale >= 1 else sorted(rng.sample(calls, max(2, round(len(calls) * scale))), key=calls.index)
+    fsio.remove(wanted.dest)
+    rng = random.Random(name)
+    least = 2 if scale >= QUICK else 1
+    chosen = calls if scale >= 1 else sorted(rng.sample(calls, max(least, round(len(calls) * scale))), key=calls.index)
     for number, call in enumerate(chosen):
-        name = f"{source.name}{suffix} {call.line[:80]}"
         ended = _child.run(work, _child.inject(call, "signal=KILL"), log)
-        wrong = f"ended with {ended}, not by the kill" if ended != -9 else refused_or_whole(dest, rows)
+        wrong = f"ended with {ended}, not by the kill" if ended != -9 else refused_or_whole(wanted.dest, rows)
         if number % AGAIN == 0:
             _child.run(work, _child.inject(rng.choice(calls), "signal=KILL"), log)
-        yield Case(name, wrong or after_a_cut(source, dest, rows, expected))
+        yield Case(f"{name} {call.line[:80]}", wrong or after_a_cut(wanted, rows, expected))
         for path in place.iterdir():
             fsio.remove(path)
 
