@@ -47,7 +47,7 @@ format: $(VENV)/.installed ## let ruff put the code in order
 bench: $(VENV)/.installed ## the benchmarks (minutes)
 	$(PY) -m tests.benchmarks
 
-bench-peers: $(PEERS)/.installed ## against litdata, mosaicml-streaming, webdataset and datasets
+bench-peers: $(PEERS)/.installed ## the same rows through litdata, streaming, webdataset, datasets (minutes)
 	$(PEERS)/bin/python -W ignore -m tests.benchmarks.peers
 
 torture: $(VENV)/.installed ## kills, power cuts, flips … at full scale, with figures (hours)

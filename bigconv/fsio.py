@@ -278,7 +278,7 @@ def digest_file(path: Path, skip: tuple[int, int] = (0, 0)) -> str:
     total = xxhash.xxh3_128()
     begin, length = skip
     with open(path, "rb", buffering=0) as file:
-        room = memoryview(bytearray(COPY_BYTES))
+        room = memoryview(bytearray(min(COPY_BYTES, os.fstat(file.fileno()).st_size + 1)))
         at = 0
         while True:
             wanted = min(len(room), begin - at) if at < begin else len(room)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BOUND = re.compile(r"([A-Za-z0-9_.-]+)>=([\w.]+)")
+BOUND = re.compile(r"([A-Za-z0-9_.-]+)(\[\w+\])?>=([\w.]+)")
 PINNED = ("dev", "torch", "s3-test")  # extras: tools, and what is too large to have in two versions
 LEFT_OUT = ("import-linter", "mypy", "ruff", "gcsfs")  # linters need no second run; no test talks to GCS
 
@@ -22,8 +22,8 @@ def requirements() -> Iterator[str]:
             found = BOUND.fullmatch(need)
             if found is None or found[1] in LEFT_OUT:
                 continue
-            name, least = found.groups()
-            yield f"{name}=={pins[name] if extra in PINNED else least}"
+            name, extras_of, least = found.groups(default="")
+            yield f"{name}{extras_of}=={pins[name] if extra in PINNED else least}"
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ import typer
 
 import bigconv
 from bigconv.cli.app import app
+from tests.warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +46,7 @@ def snippets(document: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
-def test_snippets_run(document: Path, tmp_path: Path) -> None:
+def test_snippets_run(document: Path, tmp_path: Path, warm: Warm) -> None:
     some = snippets(document)
     if not some:
         pytest.skip("no snippets")
@@ -51,14 +54,40 @@ def test_snippets_run(document: Path, tmp_path: Path) -> None:
     if document.parent.name == "docs":  # a document on stores speaks of ones that are there
         for suffix in (".mmap", ".h5", ".lmdb", ".zarr"):
             bigconv.convert(tmp_path / "sample_data" / "images", tmp_path / f"out{suffix}", resize=64, workers=0)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for language, code in some:
-        command = ["sh", "-e", "-c", code] if language == "sh" else [sys.executable, "-c", code]
-        result = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env={**os.environ, "PATH": path}
+        for result in in_shell(code, tmp_path, warm) if language == "sh" else [warm.python(code, tmp_path)]:
+            assert result.returncode == 0, f"{code}\n{result.stderr}"
+            assert "Warning" not in result.stderr, result.stderr
+
+
+def in_shell(code: str, folder: Path, warm: Warm) -> Iterator[subprocess.CompletedProcess[str]]:
+    """Commands one after another. Where `bigconv` is all that there is, nothing needs a shell."""
+    lines = code.replace("\\\n", " ").splitlines()
+    bare = re.sub(r"'[^']*'|(?<!\S)#.*", "", "\n".join(lines))  # without what a shell takes as it is
+    commands = [] if set(bare) & set('|&;<>$`*?~(){}!"') else [shlex.split(line, comments=True) for line in lines]
+    if any(words and words[0] != "bigconv" for words in commands) or not commands:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        yield subprocess.run(
+            ["sh", "-e", "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            timeout=120,
+            env={**os.environ, "PATH": path},
         )
-        assert result.returncode == 0, f"{code}\n{result.stderr}"
-        assert "Warning" not in result.stderr, result.stderr
+        return
+    for words in commands:
+        if words:
+            yield warm.command(words[1:], folder)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    server = Warm()
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def test_the_readme_has_what_it_promises() -> None:

@@ -56,7 +56,8 @@ def _depth(run: Run) -> int:
     least = setting.workers + 1 if setting.threaded else 2
     depth = max(least, wanted if setting.threaded else math.ceil(wanted / setting.workers))
     room = [n for n in (processes.available_memory(), processes.shm_free()) if n is not None]
-    most = int(SHARE * min(room) / max(run.batch_bytes, 1)) if room else depth
+    whole = run.batch_bytes * run.subject.asked_size // run.subject.batch_size
+    most = int(SHARE * min(room) / max(whole, 1)) if room else depth
     most = most if setting.threaded else most // setting.workers
     return max(1, min(depth, most, DEEPEST))
 
@@ -71,11 +72,25 @@ def _reason(chosen: Run, best: Run, runs: Sequence[Run], model: Model) -> str:
     if workers and not chosen.setting.processes:
         most = max(workers, key=lambda r: r.rate.value)
         told.append(f"worker processes reach {most.rate.value / chosen.rate.value:.2f}x of it")
+    threads = [r for r in runs if r.setting.threaded]
+    if threads and chosen.setting.processes:
+        most = max(threads, key=lambda r: r.rate.value)
+        share = most.rate.value / chosen.rate.value
+        told.append(f"threads reach {share:.2f}x of it{_locked(threads, model) if share < 0.85 else ''}")
     if chosen.setting.workers > model.cores:
         told.append(f"more than the {model.cores} cores, as a sample is blocked for {1e3 * model.blocked:.1f} ms")
     if chosen.setting.processes and chosen.first_batch > 1:
         told.append(f"persistent workers save {chosen.first_batch:.1f} s of start-up an epoch")
     return "; ".join(told)
+
+
+def _locked(threads: Sequence[Run], model: Model) -> str:
+    """Why threads don't gain: where samples compute, and two threads make hardly more of them than one."""
+    rates = {r.setting.workers: r.rate.value for r in threads}
+    several = [rate for n, rate in rates.items() if n > 1]
+    if model.cores < 2 or 1 not in rates or not several or model.blocked > 0.5 * (model.cpu + model.blocked):
+        return ""
+    return ", as they wait for Python's lock" if max(several) < 1.2 * rates[1] else ""
 
 
 def _within(chosen: Run, best: Run) -> str:

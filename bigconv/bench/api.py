@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from bigconv.bench.measure import Running, checked_batches, epoch_gap
 from bigconv.bench.setting import Setting
 from bigconv.bench.subject import Subject, raw_subject, store_subject
 from bigconv.bench.sweep import Swept, Tick, random_samples, sweep
-from bigconv.conversion.publishing import naming
-from bigconv.errors import InputError, Interrupted, UsageError
-from bigconv.remote.urls import parsed
+from bigconv.errors import InputError, Interrupted, NotAStore, UsageError
+from bigconv.remote.urls import naming, parsed
 from bigconv.view.opening import fetched
 
 SECONDS = 20.0
@@ -83,8 +83,9 @@ class Answer:
             "path": subject.name,
             "kind": subject.kind,
             "rows": subject.rows,
-            "batch_size": subject.batch_size,
-            "sample_bytes": self.advice.run.batch_bytes / subject.batch_size,
+            "batch_size": subject.asked_size,
+            "measured_batch_size": self.advice.run.subject.batch_size,
+            "sample_bytes": self.advice.run.batch_bytes / self.advice.run.subject.batch_size,
             "access": subject.access,
             "step_ms": self.question.step_ms,
             **subject.options,
@@ -201,11 +202,11 @@ def measure(subjects: Sequence[Subject], asked: Question, tick: Tick | None = No
 
 def subject_of(path: Path, asked: Question) -> Subject:
     """A store or raw files, which may be at a URL. Raises what their opening raises."""
-    here, lease = fetched(path)
-    with naming({here: parsed(path)}):
-        subject = _local_subject(here, asked)
-    if lease is not None:
-        weakref.finalize(subject.dataset, lease.release)  # raw files stay as long as they are read
+    with ExitStack() as held:
+        here = held.enter_context(fetched(path))
+        with naming({here: parsed(path)}):
+            subject = _local_subject(here, asked)
+        weakref.finalize(subject.dataset, held.pop_all().close)  # raw files stay as long as they are read
     return subject
 
 
@@ -224,7 +225,11 @@ def _local_subject(path: Path, asked: Question) -> Subject:
     transform = None
     if asked.transform is not None:
         transform = (asked.transform, Function.find(asked.transform, "transform").load())
-    return store_subject(path, asked.batch_size, asked.access, asked.fields, transform)
+    try:
+        return store_subject(path, asked.batch_size, asked.access, asked.fields, transform)
+    except NotAStore as error:
+        again = f"bigconv bench {path} --stores h5,zarr,lmdb,mmap"
+        raise NotAStore(f"{error}.\nConvert a sample and measure that: {again}") from error
 
 
 def answer_for(subject: Subject, asked: Question, seconds: float, tick: Tick) -> Answer | None:
@@ -240,8 +245,9 @@ def answer_for(subject: Subject, asked: Question, seconds: float, tick: Tick) ->
         return None
     swept.model = swept.model.fitted(swept.runs)
     answer = Answer(subject, asked, swept, advise(swept.runs, swept.model, pin))
-    answer.starves_ms = 1e3 * subject.batch_size / answer.best
+    answer.starves_ms = 1e3 * subject.asked_size / answer.best
     answer.resident = before, before
+    answer.notes += swept.notes
     if swept.interrupted:
         return answer
     try:
@@ -253,7 +259,8 @@ def answer_for(subject: Subject, asked: Question, seconds: float, tick: Tick) ->
 
 
 def _deepen(answer: Answer, seconds: float, tick: Tick) -> None:
-    subject, asked, run = answer.subject, answer.question, answer.advice.run
+    asked, run = answer.question, answer.advice.run
+    subject = run.subject  # in the batches that are measured
 
     def climbing(what: str) -> None:
         tick(f"ladder, {what}", SWEEP + LADDER / 2)
@@ -267,7 +274,7 @@ def _deepen(answer: Answer, seconds: float, tick: Tick) -> None:
         answer.starves_ms = _starves(subject, run.setting, seconds * REST / 2, tick)
     if asked.cold:
         both = list(dict.fromkeys([run.setting, Setting("DataLoader", 0)]))
-        answer.cold = cold.measure(subject, both, seconds * REST, asked.step, lambda what: tick(what, 1 - REST))
+        answer.cold = cold.measure(subject, both, seconds * REST, run.step, lambda what: tick(what, 1 - REST))
         answer.notes += dict.fromkeys(why for one in answer.cold if (why := one.words()) is not None)
     answer.notes += _disagreement(answer.swept, subject, run.batch_bytes)
 
@@ -281,7 +288,7 @@ def _starves(subject: Subject, setting: Setting, seconds: float, tick: Tick) -> 
             running.repeat(seconds / 3)
     finally:
         running.close()
-    return 1e3 * subject.batch_size / running.run.rate.value
+    return 1e3 * subject.asked_size / running.run.rate.value
 
 
 def _disagreement(swept: Swept, subject: Subject, batch_bytes: int) -> list[str]:
@@ -309,7 +316,7 @@ def compare(report: Report, old: dict[str, Any], limit: float | None, tick: Tick
                 break
             if tick is not None:
                 tick(f"{change.path}: {run.setting.label} again", 1.0)
-            again = Running(answer.subject, run.setting, answer.question.step)
+            again = Running(run.subject, run.setting, answer.question.step)
             try:
                 wall = sum(s.wall for s in run.stretches) / len(run.stretches)
                 for _ in range(2 * len(run.stretches)):

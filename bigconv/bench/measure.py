@@ -111,8 +111,9 @@ WAITS = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
 class Running:
     """A loader with its workers, from the first batch until `close`."""
 
-    def __init__(self, subject: Subject, setting: Setting, step: float = 0.0) -> None:
-        self.run = Run(subject, setting, step=step)
+    def __init__(self, subject: Subject, setting: Setting, step: float = 0.0, checked: int | None = None) -> None:
+        """`step`: seconds of training for a batch as it is asked for. `checked`: batches of the checksum."""
+        self.run = Run(subject, setting, step=step * subject.batch_size / subject.asked_size)
         self._shm, before = processes.shm_used(), processes.worker_pids()
         try:
             start = time.perf_counter()
@@ -124,12 +125,12 @@ class Running:
             raise _told(error, subject, setting) from error
         self.workers = processes.worker_pids() - before
         self.run.batch_bytes = payload.nbytes(batch)
-        self._check(batch)
+        self._check(batch, checked)
 
-    def _check(self, batch: Any) -> None:
+    def _check(self, batch: Any, checked: int | None) -> None:
         """The checksum of the first batches; they count as warming up, too."""
         checksum, sizes = payload.Checksum(), []
-        wanted = checked_batches(self.run.batch_bytes)
+        wanted = checked or checked_batches(self.run.batch_bytes)
         while True:
             checksum.add(batch)
             sizes.append(payload.nbytes(batch))
@@ -239,13 +240,15 @@ def _told(error: Exception, subject: Subject, setting: Setting) -> Exception:
     where = f"{subject.name}, {setting.label}"
     if isinstance(error, SchemaError) and "stacked" in str(error):
         return SchemaError(
-            f"{subject.name}: {lines[0]}.\nName fields that can be stacked: --fields, or convert with --resize"
+            f"{subject.name}: {lines[0].rstrip('.')}.\n"
+            "Name fields that can be stacked: --fields, or convert with --resize"
         )
     if isinstance(error, BigconvError):
         return error
     if "equal size" in str(error) or "must have the same size" in str(error):
         return SchemaError(
-            f"{subject.name}: samples of different sizes can't be stacked into a batch: {last}.\nGive --resize"
+            f"{subject.name}: samples of different sizes can't be stacked into a batch: {last.rstrip('.')}.\n"
+            "Images: give --resize. Else convert, and measure the --fields that can be stacked"
         )
     if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
         return UsageError(

@@ -67,7 +67,7 @@ def _once_empty(lines: list[str]) -> list[str]:
 
 def _head(answer: Answer) -> str:
     subject, run = answer.subject, answer.advice.run
-    each = texttable.size(run.batch_bytes / subject.batch_size)
+    each = texttable.size(run.batch_bytes / run.subject.batch_size)
     cached = "" if answer.resident[0] is None else f" · {answer.resident[0].share:.0%} in the page cache"
     step = f" · steps of {answer.question.step_ms:g} ms" if answer.question.step_ms else ""
     batches = f"batches of {subject.batch_size}, {subject.access}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -40,15 +40,25 @@ class Subject:
     made: str
     imports: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)  # what the figures depend on besides the name
+    part_of: int = 0  # rows of the batches that are asked for, where a part of one is measured; 0: they are the same
 
     @property
     def rows(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     @property
+    def asked_size(self) -> int:
+        """Rows of the batches that are asked for."""
+        return self.part_of or self.batch_size
+
+    def in_parts(self, rows: int) -> Subject:
+        """The same, measured in smaller batches: for samples that take long, where a batch adds nothing to its rows."""
+        return replace(self, batch_size=rows, part_of=self.asked_size)
+
+    @property
     def window(self) -> int | None:
         """Rows of a windowed order."""
-        return WINDOW_BATCHES * self.batch_size if self.access == "window" else None
+        return WINDOW_BATCHES * self.asked_size if self.access == "window" else None
 
     def batches(self) -> Batches:
         return Batches(self.dataset, self.batch_size, self.access, self.window)
@@ -83,11 +93,11 @@ class Subject:
         own = [f"{name}={value}" for name, value in setting.to_json().items() if name != "loader" and value]
         if setting.threaded and not setting.workers:
             own.append("threads=0")
-        size = f"batch_size={self.batch_size}"
+        size = f"batch_size={self.asked_size}"
         if self.access == "window":
             if not self.whole:
                 lines.append("# in windows: shuffle file names within windows of your own")
-            made = f"BatchOrder(dataset, {self.batch_size}, window={self.window})"
+            made = f"BatchOrder(dataset, {self.asked_size}, window={self.window})"
             order, size = (f"batch_sampler={made}", "") if setting.threaded else (f"sampler={made}", "batch_size=None")
         names = [name for name in ("BatchOrder", "Loader") if name == setting.loader or name in order]
         if self.kind == "store":

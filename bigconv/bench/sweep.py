@@ -16,9 +16,11 @@ from bigconv.bench.setting import processes as worker_processes
 from bigconv.bench.subject import Subject
 from bigconv.errors import UsageError
 
-REPEATS = 5
+REPEATS, FEWEST = 5, 3  # the fewest, where one round takes long and the time is over
 SHORTEST, LONGEST = 0.04, 1.0  # seconds of a stretch: above a scheduler's slices, below anyone's patience
 MOST_ROUNDS = 25
+LONG_ROUND = 1.0  # seconds of all settings once: what is shorter gets its five repeats
+PART = 0.02  # seconds of the smallest part of a batch that is measured: what a batch adds to its rows is under 1 %
 
 #: `tick(what, share)`: called before each measurement, with the share of the sweep that is done.
 Tick = Callable[[str, float], None]
@@ -37,6 +39,7 @@ class Swept:
     skipped: list[Setting] = field(default_factory=list)
     interrupted: bool = False
     disagree: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def plan(workers: int | Sequence[int]) -> list[Setting]:
@@ -75,10 +78,16 @@ def sweep(
     begin = perf_counter()
     base = worker_processes(0, pin_memory)
     tick("calibrating", 0.0)
+    each = max(SHORTEST, min(LONGEST, seconds * 0.7 / (len(settings) * REPEATS)))
     try:
+        part = _part(subject, base, each / (3 * max(1, *(s.workers for s in settings))), settings)
+        if part is not subject:
+            swept.notes.append(
+                f"a batch of {subject.batch_size} takes long: measured in parts of {part.batch_size} rows, "
+                "which cost as much a row; waits are for these"
+            )
+            subject = part
         started[base] = calibrated = Running(subject, base, step)
-        _refuse(subject, calibrated.run.batch_bytes, settings)
-        each = max(SHORTEST, min(LONGEST, seconds * 0.7 / (len(settings) * REPEATS)))
         for _ in range(2):
             calibrated.repeat(each)
         swept.model = Model.of(calibrated.run, cores)
@@ -118,7 +127,11 @@ def _rounds(
     begin: float,
 ) -> None:
     """Measure settings in turn, to and fro, so that what drifts is in every interval and favours nobody."""
+    now = perf_counter()
     for number in range(repeats):
+        started_round, now = now, perf_counter()
+        if number >= FEWEST and now - begin > seconds and now - started_round > LONG_ROUND:
+            return
         for setting in settings if number % 2 == 0 else reversed(settings):
             tick(setting.label, (perf_counter() - begin) / seconds)
             if setting not in started:
@@ -167,6 +180,33 @@ def _between(runs: Sequence[Run]) -> Setting | None:
 
 def _pinned(setting: Setting, pin_memory: bool) -> Setting:
     return Setting(setting.loader, setting.workers, setting.prefetch, pin_memory)
+
+
+def _part(subject: Subject, base: Setting, wanted: float, settings: Sequence[Setting]) -> Subject:
+    """The subject in batches of about `wanted` seconds where its own take far longer, and cost as much a row.
+
+    A stretch needs a batch of each worker, and then they fill their queues: with batches of half a second a sweep
+    would take a minute. Refuses settings for which there isn't the memory.
+    """
+    wanted, probe = max(wanted, PART), Running(subject, base, checked=1)
+    try:
+        _refuse(subject, probe.run.batch_bytes, settings)
+        if probe.run.first_batch < 2 * wanted:
+            return subject
+        took = probe.measure(0.0).wall
+    finally:
+        probe.close()
+    rows = max(1, int(subject.batch_size * wanted / took))
+    if took < 2 * wanted or rows >= subject.batch_size:
+        return subject
+    part = subject.in_parts(rows)
+    probe = Running(part, base, checked=1)
+    try:
+        alike = probe.measure(3 * wanted)
+    finally:
+        probe.close()
+    a_row = alike.wall / alike.samples
+    return part if a_row < 1.25 * took / subject.batch_size else subject
 
 
 def _refuse(subject: Subject, batch_bytes: int, settings: Sequence[Setting]) -> None:

@@ -6,6 +6,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,11 @@ def trial(paths: Sequence[Path], stores: Sequence[str], asked: Question, tick: T
         raise UsageError("--stores converts raw data: name a folder or files")
     if not stores:
         raise UsageError("--stores: expected names of stores, as h5,zarr,lmdb,mmap")
-    held = [fetched(path) for path in paths]  # until all is measured
-    paths = [path for path, _ in held]
+    with ExitStack() as held:
+        return _tried([held.enter_context(fetched(path)) for path in paths], stores, asked, tick)
+
+
+def _tried(paths: Sequence[Path], stores: Sequence[str], asked: Question, tick: Tick | None) -> Report:
     watcher, told = Watcher(), tick or quiet
     choices = _choices(paths, stores, asked)
     share = 1 / (len(choices) + 1)
@@ -131,7 +135,7 @@ def _limit(paths: Sequence[Path], choice: Choice, folder: Path, asked: Question,
 def _request(paths: Sequence[Path], choice: Choice, dest: Path, limit: int, asked: Question) -> Request:
     steps = (("resize", f"{asked.resize[0]}x{asked.resize[1]}"),) if asked.resize else ()
     policy = Policy(workers=processes.cores(), max_rejects="100%")
-    options: dict[str, Any] = {"keep_encoded": choice.keep_encoded, "label_from": None, "axis": 0}
+    options: dict[str, Any] = {"keep_encoded": choice.keep_encoded, "label_from": None}
     return Request(tuple(paths), dest, steps=steps, limit=limit, policy=policy, options=options)
 
 

@@ -22,6 +22,7 @@ app.command("shard")(shard.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
 
+REFUSED = 2
 BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -48,6 +49,9 @@ def main() -> None:
             sys.exit(error.exit_code)
         if isinstance(error, BrokenPipeError):
             sys.exit(READER_LEFT)
+        if isinstance(error, MemoryError):
+            _say("out of memory. With fewer --workers each has more; the same command goes on where it stopped")
+            sys.exit(REFUSED)
         _say(f"a bug in bigconv: {type(error).__name__}: {error}\nRun it again with --debug and report what it prints.")
         sys.exit(BUG)
 

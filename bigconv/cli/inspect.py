@@ -64,9 +64,10 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Show what is in a store, or what raw input would become: fields, rows, layout, source, and what to mend."""
-    from bigconv.conversion.publishing import naming
+    from contextlib import ExitStack
+
     from bigconv.errors import UsageError
-    from bigconv.remote.urls import parsed
+    from bigconv.remote.urls import naming, parsed
     from bigconv.view import report
     from bigconv.view.opening import fetched
 
@@ -75,29 +76,32 @@ def command(
             from bigconv.inspection import output
 
             output.check(option, file, suffix)
-    held = [fetched(path) for path in paths]  # as long as the command runs
-    with naming({here: parsed(path) for (here, _), path in zip(held, paths, strict=True)}):
-        known = _subject([here for here, _ in held], from_, verify)
-    opened = known.opened
-    if opened is None and (verify or head or row is not None):
-        option = "--verify" if verify else "--head" if head else "--row"
-        raise UsageError(f"{option} needs a store, and {known.name} is none yet. Rows of raw input: --contact FILE.png")
-    findings = report.verify(opened) if verify and opened is not None else None
-    shown = dict(enumerate(report.head(opened, head))) if head and opened is not None else {}
-    made = None
-    if row is not None and opened is not None:
-        shown[row] = report.row(opened, row)
-        made = report.whence(opened, row % opened.manifest.rows)
-    found = _stats(known, quiet or json) if stats or html is not None else None
-    compared = None if diff is None else _compare(known, diff)
-    _draw(known, found, contact, html, rows, seed)
-    answer = _Answer(known, findings, shown, made, found if stats else None, compared, contact, html)
-    if json:
-        answer.as_json()
-    else:
-        answer.show()
-    if findings or (compared is not None and not compared.same):
-        raise typer.Exit(1)
+    with ExitStack() as held:
+        local = [held.enter_context(fetched(path)) for path in paths]
+        with naming(dict(zip(local, map(parsed, paths), strict=True))):
+            known = _subject(local, from_, verify)
+        opened = known.opened
+        if opened is None and (verify or head or row is not None):
+            option = "--verify" if verify else "--head" if head else "--row"
+            raise UsageError(
+                f"{option} needs a store, and {known.name} is none yet. Rows of raw input: --contact FILE.png"
+            )
+        findings = report.verify(opened) if verify and opened is not None else None
+        shown = dict(enumerate(report.head(opened, head))) if head and opened is not None else {}
+        made = None
+        if row is not None and opened is not None:
+            shown[row] = report.row(opened, row)
+            made = report.whence(opened, row % opened.manifest.rows)
+        found = _stats(known, quiet or json) if stats or html is not None else None
+        compared = None if diff is None else _compare(known, diff)
+        _draw(known, found, contact, html, rows, seed)
+        answer = _Answer(known, findings, shown, made, found if stats else None, compared, contact, html)
+        if json:
+            answer.as_json()
+        else:
+            answer.show()
+        if findings or (compared is not None and not compared.same):
+            raise typer.Exit(1)
 
 
 def _subject(paths: list[Path], from_: str | None, verify: bool) -> Subject:
@@ -133,14 +137,11 @@ def _stats(known: Subject, quiet: bool) -> list[FieldStats] | None:
 
 
 def _compare(known: Subject, other: Path) -> Diff:
-    from contextlib import nullcontext
-
     from bigconv.inspection.diff import diff
     from bigconv.inspection.subject import subject
     from bigconv.view.opening import fetched
 
-    here, lease = fetched(other)
-    with lease or nullcontext():
+    with fetched(other) as here:
         return diff(known.side(), subject([here]).side())
 
 

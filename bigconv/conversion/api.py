@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,13 +27,13 @@ from bigconv.conversion.plan import Plan, make_plan
 from bigconv.conversion.pool import prepare
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
-from bigconv.conversion.publishing import apart, check_made_here, naming, published, upload, whereabouts
+from bigconv.conversion.publishing import apart, check_made_here, published, upload, whereabouts
 from bigconv.conversion.ranks import parse_rank
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.splice import appended, retried
 from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
-from bigconv.remote.urls import Url, parsed
+from bigconv.remote.urls import Url, naming, parsed
 from bigconv.sources.base import Source
 from bigconv.stores.base import configured
 from bigconv.view.opening import OpenedDataset, fetched, open_store
@@ -77,13 +78,11 @@ class Request:
         if self.target is not None:
             apart(self.sources, self.target)
             check_made_here(self.target, self.policy)
-        held = [fetched(path) for path in self.sources]
-        local = tuple(path for path, _ in held)
-        with naming({self.dest: self.target, **dict(zip(local, map(parsed, self.sources), strict=True))}):
-            plan, done = replace(self, sources=local)._plan()
-        for _, lease in held:
-            if lease is not None:
-                weakref.finalize(plan, lease.release)  # the files stay as long as the plan to read them
+        with ExitStack() as held:
+            local = tuple(held.enter_context(fetched(path)) for path in self.sources)
+            with naming({self.dest: self.target, **dict(zip(local, map(parsed, self.sources), strict=True))}):
+                plan, done = replace(self, sources=local)._plan()
+            weakref.finalize(plan, held.pop_all().close)  # the files stay as long as the plan to read them
         return plan, done
 
     def _plan(self) -> tuple[Plan, Outcome | None]:

@@ -22,7 +22,7 @@ def appended_parts(plan: Plan, there: OpenedDataset) -> Plan | None:
     Raises `OutputError` when files have changed, `UsageError` for sources that aren't one row a file.
     """
     files = plan.source.files
-    if plan.source.inputs != len(files) or plan.limit is not None:
+    if not plan.file_a_row:
         raise UsageError("--append needs input with one row a file, such as a folder of images, and no --limit")
     if dict(there.manifest.recipe) != plan.recipe():
         told = "; ".join(differences(plan, {"recipe": dict(there.manifest.recipe), "source": plan.source.describe()}))

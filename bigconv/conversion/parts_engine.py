@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from bigconv.conversion.limits import OUT_OF_MEMORY, confine
 from bigconv.conversion.parts import Control, Engine, Job, Result, Task, run_task
 from bigconv.conversion.pool import best_method, cause, no_main, preload
+from bigconv.conversion.worker import end_with_parent
 from bigconv.errors import BigconvError, InputError, Interrupted
 
 POLL_SECONDS = 0.5  # how often a wish to stop and a hanging worker are looked for
@@ -193,7 +193,7 @@ def main(pipe: Connection, job: Job, inner: int) -> None:
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr  # what a user's function prints must not land in --json
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     confine(job.policy.worker_bytes)
     worker = _Worker(pipe)
     try:
@@ -249,11 +249,3 @@ class _Worker:
         while self._pipe.poll():
             self._stop = self._pipe.recv()[0] in ("stop", "end") or self._stop
         return self._stop
-
-
-def _die_with_parent() -> None:
-    """End as soon as the parent has ended, however it did: nobody else may find this process still writing."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

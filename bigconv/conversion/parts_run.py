@@ -185,7 +185,7 @@ def judge(job: Job, results: Results) -> None:
     else:
         fsio.remove(file)
     if rejects > job.policy.allowed(inputs):
-        raise too_many(rejects, inputs, file, "")
+        raise too_many(rejects, inputs, file, retried=False)  # made of parts: each would have to be
     for number, output in enumerate(job.outputs):
         if not any(result.rows for task, result in results.items() if task.output == number):
             where = f" for {output.folder}" if output.folder else ""

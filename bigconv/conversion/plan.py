@@ -56,6 +56,12 @@ class Plan:
         """Whether rows are copied as they are, so that worker processes would only be in the way."""
         return not (self.source.decodes or self.steps)
 
+    @property
+    def file_a_row(self) -> bool:
+        """Whether each file is one input, and all are read: only then can be told which of them made no row."""
+        whole = self.stands_for or self
+        return whole.limit is None and whole.source.inputs == len(whole.source.files)
+
     def recipe(self) -> dict[str, Any]:
         """How the rows are made, as the manifest keeps it."""
         recipe = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -192,8 +193,8 @@ class _Pool:
         progress = self._progress.setdefault(number, _Progress())
         if kind == "item":
             upto, shipment, rejects = message[2:]
+            item = _unpacked(member, upto, shipment, rejects)  # may be gone with its worker: then it is read again
             progress.upto = upto
-            item = _unpacked(member, upto, shipment, rejects)
             progress.waiting.append((item, member if shipment else None, shipment.slot if shipment else 0))
         elif kind == "done":
             member.given.remove(number)
@@ -264,11 +265,11 @@ class _Pool:
                     member.process.kill()
                     return [], f"took longer than {self._timeout:g} s"
                 message: Any = member.pipe.recv()
+                item = _unpacked(member, *message[2:]) if message[0] == "item" else None
             except (EOFError, OSError):
                 member.process.join(5)
                 return [], "the worker that read it " + cause(member.process.exitcode)
-            if message[0] == "item":
-                item = _unpacked(member, *message[2:])
+            if item is not None:
                 if item.block is not None:
                     block = item.block.take(np.arange(len(item.block)))
                     item = Item(item.upto, block, item.digest, item.rejects, item.seen)
@@ -316,6 +317,21 @@ def cause(exitcode: int | None) -> str:
 def best_method() -> str:
     """forkserver: workers are forked from a clean process in which the heavy imports are done once."""
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _forget_fork_server() -> None:
+    """In a process that was forked: multiprocessing takes the parent's server for its own, and fails to wait for it.
+
+    It starts one of its own, then, when it needs one.
+    """
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if getattr(server, "_forkserver_pid", None) is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_fork_server)
 
 
 def preload(work: Work) -> list[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bigconv import dataset, fsio, registry
 from bigconv.conversion.build import rejects_file
 from bigconv.conversion.run import Outcome, Policy
-from bigconv.errors import BigconvError, NotAStore, OutputError, StoreError, UsageError
+from bigconv.errors import NotAStore, OutputError, StoreError, UsageError
 from bigconv.remote.download import small
 from bigconv.remote.mirror import Objects, mirror_of, objects
 from bigconv.remote.upload import COMMITS, Upload, notes_of, staging
@@ -132,18 +131,3 @@ def apart(sources: Sequence[Path], target: Url) -> None:
         if isinstance(source, Url) and (a.startswith(b) or b.startswith(a)):
             told = "is" if a == b else "is inside" if b.startswith(a) else "holds"
             raise OutputError(f"{target}: the destination {told} the source {source}")
-
-
-@contextmanager
-def naming(urls: Mapping[Path, Path | Url | None]) -> Iterator[None]:
-    """Errors that name what stands for a URL here name the URL."""
-    try:
-        yield
-    except BigconvError as error:
-        text = str(error)
-        for local, url in urls.items():
-            if isinstance(url, Url):
-                text = text.replace(str(local), str(url))
-        if text == str(error):
-            raise
-        raise type(error)(text) from error

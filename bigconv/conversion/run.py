@@ -190,7 +190,7 @@ def _judge(build: Build, plan: Plan, policy: Policy) -> None:
     all_there(plan, build.rows, build.rejects)
     if build.rejects > policy.allowed(inputs):
         build.keep_unpublished()
-        raise too_many(build.rejects, inputs, build.keep_rejects())
+        raise too_many(build.rejects, inputs, build.keep_rejects(), plan.file_a_row)
     if build.rows == 0 and inputs:
         raise FindingsError("every input was left out: no row to publish")
 
@@ -207,8 +207,12 @@ def strictly(build: Build) -> FindingsError:
     return FindingsError(f"stopped at the first input that can't be read (--strict):\n{_first(file, 1)}")
 
 
-def too_many(rejects: int, inputs: int, file: Path, mended: str = " Mended later: --retry-rejects") -> FindingsError:
-    """What is said when more inputs were rejected than may be; `file`: their list."""
+def too_many(rejects: int, inputs: int, file: Path, retried: bool) -> FindingsError:
+    """What is said when more inputs were rejected than may be.
+
+    `file`: their list; `retried`: whether `--retry-rejects` can read them again.
+    """
+    mended = " Mended later: --retry-rejects" if retried else ""
     return FindingsError(
         f"{rejects:,} of {inputs:,} inputs can't be read, so nothing was published; all are in {file}:\n"
         f"{_first(file, 3)}\n"

@@ -21,7 +21,7 @@ from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
-from bigconv.conversion.publishing import apart, check_made_here, naming, published_datasets, upload, whereabouts
+from bigconv.conversion.publishing import apart, check_made_here, published_datasets, upload, whereabouts
 from bigconv.conversion.ranks import parse_rank
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.shard_edit import drop_parts, repair_parts
@@ -29,7 +29,7 @@ from bigconv.conversion.shard_fields import change_fields
 from bigconv.conversion.shard_source import Pick, parse_split
 from bigconv.errors import InputError, UsageError
 from bigconv.manifest import Manifest
-from bigconv.remote.urls import Url, is_remote, parsed
+from bigconv.remote.urls import Url, is_remote, naming, parsed
 from bigconv.sources.store import StoreSource
 from bigconv.view.table import StoreView
 

@@ -197,7 +197,7 @@ def _spliced(
 def _old_files(
     plan: Plan, there: Opened, option: str, made_from: provenance.Provenance | None = None
 ) -> provenance.Provenance:
-    if plan.source.inputs is None or plan.source.inputs != len(plan.source.files) or plan.limit is not None:
+    if not plan.file_a_row:
         raise UsageError(f"{option} needs input with one row a file, such as a folder of images, and no --limit")
     if dict(there.manifest.recipe) != plan.recipe():
         raise OutputError(f"{there.path}: made by another recipe; {option} needs the same options")

@@ -26,7 +26,7 @@ class Shipment:
     """What travels through the pipe: where the block's arrays lie in a slot."""
 
     slot: int
-    path: str | None  # of a slot that the parent has not seen yet, to be mapped and unlinked at once
+    path: str | None  # of a slot that the parent has not seen yet, to be mapped and, if it has a name, unlinked at once
     columns: tuple[tuple[str, tuple[Entry | None, ...]], ...]
     origin: Entry | None
     digest: bytes
@@ -39,6 +39,7 @@ class Slots:
     def __init__(self) -> None:
         self._maps: dict[int, mmap.mmap] = {}
         self._fresh: dict[int, str] = {}
+        self._nameless: dict[int, int] = {}  # slot -> descriptor, open as long as the slot is
         self._free: list[int] = []
         self._made = 0
 
@@ -84,17 +85,33 @@ class Slots:
                 self._free.remove(slot)
                 return slot
         if self._free:  # too small for this block: a larger one takes its place
-            self._maps.pop(self._free.pop())
-        fd, path = tempfile.mkstemp(prefix="bigconv-", dir=_FOLDER)
+            smaller = self._free.pop()
+            self._maps.pop(smaller)
+            if smaller in self._nameless:
+                os.close(self._nameless.pop(smaller))
+        fd, path, nameless = _shared()
         try:
             size = max(mmap.PAGESIZE, nbytes + nbytes // 4)  # the next block may be a little larger
             os.ftruncate(fd, size)
             self._maps[self._made] = mmap.mmap(fd, size)
         finally:
-            os.close(fd)
+            if nameless:
+                self._nameless[self._made] = fd
+            else:
+                os.close(fd)
         self._fresh[self._made] = path
         self._made += 1
         return self._made - 1
+
+
+def _shared() -> tuple[int, str, bool]:
+    """A file in memory, where the parent finds it, and whether it is without a name: then nothing stays behind when
+    all processes are killed at once, and a container's limit on /dev/shm doesn't apply."""
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+        fd = os.memfd_create("bigconv", os.MFD_CLOEXEC)
+        return fd, f"/proc/{os.getpid()}/fd/{fd}", True
+    fd, path = tempfile.mkstemp(prefix="bigconv-", dir=_FOLDER)
+    return fd, path, False
 
 
 class Arrivals:
@@ -122,10 +139,11 @@ class Arrivals:
         return Block(self._schema, columns, origin)
 
     def take_over(self, shipment: Shipment) -> None:
-        """Map a slot that is new and remove its name, so that nothing stays behind whoever dies."""
+        """Map a slot that is new, and remove its name. Raises `OSError` when it went with its worker."""
         if shipment.path is None:
             return
         with open(shipment.path, "r+b") as file:
             self._maps[shipment.slot] = mmap.mmap(file.fileno(), 0)
-        with contextlib.suppress(OSError):  # Windows can't remove a file that is mapped
-            Path(shipment.path).unlink()
+        if not shipment.path.startswith("/proc/"):
+            with contextlib.suppress(OSError):  # Windows can't remove a file that is mapped
+                Path(shipment.path).unlink()

@@ -6,9 +6,11 @@ The parent sends `("span", number, span)`, `("free", slot)` and `("stop",)`; the
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
@@ -28,11 +30,27 @@ def main(pipe: Connection, work: Work, memory: int | None = None) -> None:
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr  # what a user's function prints must not land in --json
+    end_with_parent()
     confine(memory)
     try:
         _Worker(pipe, work).serve()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
+
+
+def end_with_parent() -> None:
+    """End as soon as the parent has ended, however it did: nobody else may find this process still at work.
+
+    A pipe alone doesn't tell: workers that are forked hold the ends of one another's.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Worker:

@@ -66,7 +66,11 @@ class Raw:
         return self.readings[0].rows if len(self.readings) == 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"schema_version": 1, "path": address(self.paths[0]), "paths": [address(p) for p in self.paths]}
+        out: dict[str, Any] = {
+            "schema_version": 1,
+            "path": address(self.paths[0]),
+            "paths": [address(p) for p in self.paths],
+        }
         out["container"] = self.container
         one = self.readings[0].to_json() if len(self.readings) == 1 else {"recognised": None}
         if len(self.readings) > 1:

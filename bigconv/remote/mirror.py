@@ -125,7 +125,8 @@ def local_copy(path: PathLike, prove: Prove, raw: bool = False) -> tuple[Path, L
     found = objects(url)
     if not found:
         raise (InputError if raw else NotAStore)(f"{url}: no such file or folder")
-    if not raw and not _store_like(url, found):
+    mirror = mirror_of(url, found)
+    if not raw and not mirror.path.exists() and not _store_like(url, found):
         raise NotAStore(f"{url}: not a store. To make one of it: bigconv convert {url} out.h5")
     limit = Cache.default().limit
     if raw and sizes(found) > limit:
@@ -133,7 +134,6 @@ def local_copy(path: PathLike, prove: Prove, raw: bool = False) -> tuple[Path, L
             f"{url}: {sizes(found)} bytes, more than the cache may hold ({limit}).\n"
             "Set BIGCONV_CACHE_BYTES, or name a part of it"
         )
-    mirror = mirror_of(url, found)
     return mirror.path, mirror.whole(prove, found)
 
 

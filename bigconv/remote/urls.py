@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"total_max_a
 # a Path has only one slash left: Path("s3://bucket/train") is s3:/bucket/train
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<slash>/?)(?P<rest>.*)", re.DOTALL)
 _systems: dict[tuple[int, str], Any] = {}  # by process: a forked one has none of its parent's threads and connections
+_parents: list[Any] = []
 _making = threading.Lock()
 _Result = TypeVar("_Result")
 
@@ -85,8 +87,14 @@ def _system(scheme: str) -> Any:
 
 
 def _forked() -> None:
+    """The file systems of the parent are kept, unused: to close their connections would take these out of the event
+    queue (epoll) that parent and child share, and the parent would wait for them for ever."""
     global _making
     _making = threading.Lock()
+    known = sys.modules.get("fsspec.registry")
+    for scheme in SCHEMES:
+        kind = None if known is None else known.registry.get(scheme)
+        _parents.extend(getattr(kind, "_cache", {}).values())
 
 
 if hasattr(os, "register_at_fork"):
@@ -100,12 +108,12 @@ def parsed(path: PathLike) -> Path | Url:
         text = text.replace("\\", "/")  # a Path has turned them
     match = _URL.fullmatch(text) if isinstance(text, str) else None
     scheme = "" if match is None else match["scheme"].lower()
-    if match is None or not (match["slash"] or scheme in SCHEMES):
-        return Path(path)
+    if match is None or not (match["slash"] or scheme in SCHEMES or not Path(f"{match['scheme']}:").exists()):
+        return Path(path)  # in a folder whose name ends with a colon
     rest = match["rest"]
     if scheme not in SCHEMES:
         known = " ".join(f"{name}://" for name in SCHEMES)
-        raise UsageError(f"{text}: no store is read from {scheme}://. Use one of {known}, or a local path")
+        raise UsageError(f"{scheme}://{rest}: no store is read from {scheme}://. Use one of {known}, or a local path")
     if scheme == "file":
         return Path(rest.lstrip("/") if os.name == "nt" else "/" + rest.lstrip("/"))
     key = re.sub("/+", "/", rest).strip("/")
@@ -139,6 +147,7 @@ def again(url: Url, doing: str, call: Callable[[], _Result], kind: type[BigconvE
             if hopeless or attempt == TRIES:
                 tried = "" if hopeless else f", in {TRIES} tries"
                 raise kind(f"{url}: can't be {doing}{tried}: {reason(error)}") from error
+            error.__traceback__ = None  # fsspec's frames hold the error: the cycle would keep what callers hold
         time.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")
@@ -155,6 +164,21 @@ def talking(url: Url, kind: type[BigconvError] = StoreError) -> Iterator[None]:
         raise kind(f"{url}: no such bucket, folder or object") from error
     except Exception as error:  # each library has errors of its own
         raise kind(f"{url}: {reason(error)}") from error
+
+
+@contextmanager
+def naming(urls: Mapping[Path, Path | Url | None]) -> Iterator[None]:
+    """Errors that name what stands for a URL here name the URL."""
+    try:
+        yield
+    except BigconvError as error:
+        text = str(error)
+        for local, url in urls.items():
+            if isinstance(url, Url):
+                text = text.replace(str(local), str(url))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def reason(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -89,8 +90,8 @@ class StoreDataset(Dataset[Any]):
             return self._batch(np.arange(*key.indices(len(self)), dtype=np.int64))
         if isinstance(key, (list, np.ndarray)) or (hasattr(key, "ndim") and key.ndim == 1):
             return self._batch(np.asarray(key))
-        row: Any = self._take([int(key)])[0]
-        return row if self.transform is None else self._transformed([row], [int(key)])[0]
+        row: Any = self._take([operator.index(key)])[0]
+        return row if self.transform is None else self._transformed([row], [operator.index(key)])[0]
 
     def will_need(self, rows: Any) -> None:
         """Have rows fetched that will be read soon, where they come from a slow disk. Numbers in a list or an array."""
@@ -135,7 +136,10 @@ class StoreDataset(Dataset[Any]):
             for row in batch:
                 done.append(self.transform(row))  # noqa: PERF401  what is done tells where it failed
         except Exception as error:
-            error.add_note(f"in the transform of {self._told_row(int(rows[len(done)]))}")
+            numbers = np.asarray(rows)
+            if numbers.dtype == np.bool_:
+                numbers = np.flatnonzero(numbers)
+            error.add_note(f"in the transform of {self._told_row(int(numbers[len(done)]))}")
             raise
         return done
 

@@ -94,13 +94,19 @@ class FileList:
                 info = path.stat()
             except OSError as error:
                 raise InputError(f"{path}: {error.strerror}") from error
-            found.append((os.fsencode(path.name), info.st_size, info.st_mtime_ns))
+            found.append((path.name, info.st_size, info.st_mtime_ns))
+        return cls.told(found)
+
+    @classmethod
+    def told(cls, files: Sequence[tuple[str, int, int]]) -> FileList:
+        """Files by name, bytes and time in ns, as somebody else knows them."""
+        names = [os.fsencode(name) for name, _, _ in files]
         return cls(
             "",
-            b"".join(name for name, _, _ in found),
-            np.cumsum([len(name) for name, _, _ in found], dtype=np.int64),
-            np.array([size for _, size, _ in found], np.int64),
-            np.array([mtime for _, _, mtime in found], np.int64),
+            b"".join(names),
+            np.cumsum([len(name) for name in names], dtype=np.int64),
+            np.array([size for _, size, _ in files], np.int64),
+            np.array([mtime for _, _, mtime in files], np.int64),
         )
 
     @classmethod

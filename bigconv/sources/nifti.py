@@ -235,6 +235,9 @@ class _Reader:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             self._close()
             raise DecodeError(f"cut short or damaged: {reason(error, path)}") from error
+        except MemoryError as error:
+            self._close()
+            raise DecodeError("does not fit in memory") from error
         except (InputError, OSError):
             self._close()
             raise

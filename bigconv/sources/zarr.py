@@ -8,10 +8,12 @@ in: links that lead out of it are refused, as is anything but files and folders.
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +35,7 @@ CODECS = frozenset(
         *("crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"),
     )
 )
+_METADATA = frozenset(("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"))
 _STRINGS = ("string", "fixed_length_utf32", "null_terminated_bytes")  # as zarr-python calls data types
 _BYTES = ("bytes", "variable_length_bytes")
 
@@ -79,6 +82,15 @@ class ForeignZarr(ForeignArrays):
     def reader(self, number: int) -> _Reader:
         return _Reader(self.paths[number], self.files.name(number))
 
+    def describe(self) -> dict[str, Any]:
+        """`chunks_missing`: how many aren't there, so that their rows are the fill value, as the format has it."""
+        missing = self._chunks_missing
+        return super().describe() | ({"chunks_missing": missing} if missing else {})
+
+    @cached_property
+    def _chunks_missing(self) -> int:
+        return sum(_missing(Path(path), dataset) for path in self.paths for dataset in self.datasets)
+
 
 class _Reader:
     def __init__(self, path: str, name: str) -> None:
@@ -102,9 +114,7 @@ class _Reader:
         """The array, as it was when the store was looked at."""
         import zarr
 
-        document = _document(self._root)
-        alone = document is not None and document["node_type"] == "array"
-        folder = self._root if alone else self._root / dataset.path
+        folder = _folder(self._root, dataset)
         document = _document(folder)
         if document is None or _described(dataset.path, document) != replace(dataset, kind=_kind(document)):
             raise InputError(f"{self._name}: {dataset.path} is another array: the store has changed")
@@ -112,6 +122,22 @@ class _Reader:
 
     def close(self) -> None:
         """Nothing stays open between reads."""
+
+
+def _folder(root: Path, dataset: Dataset) -> Path:
+    """Where an array lies: a store may be one array, without a group."""
+    document = _document(root)
+    return root if document is not None and document["node_type"] == "array" else root / dataset.path
+
+
+def _missing(root: Path, dataset: Dataset) -> int:
+    """How many chunks, or shards, of an array have no file."""
+    folder = _folder(root, dataset)
+    document = _document(folder) or {}
+    chunk = document["chunks"] if "chunks" in document else document["chunk_grid"]["configuration"]["chunk_shape"]
+    there = sum(name not in _METADATA for _, _, names in os.walk(folder) for name in names)
+    chunks = math.prod(-(-n // int(c)) for n, c in zip(dataset.shape, chunk, strict=True))
+    return max(0, chunks - there)
 
 
 def _measured(root: Path) -> tuple[int, int]:

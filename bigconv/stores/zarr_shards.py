@@ -27,6 +27,7 @@ Bytes = npt.NDArray[np.uint8]
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16  # two uint64
 MISSING = 2**64 - 1
+MOST_CHUNKS = 8192  # a shard: what the default sizes come to, an index of 128 KiB, which a store of few rows has too
 VALUES_CHUNKS = 4  # ragged values: chunks this much larger, for a row that crosses chunks is copied in pieces
 WRITE_BYTES = 1 << 20  # 1 MiB a write: the interleaved copy is still in the cache when the kernel takes it
 
@@ -47,12 +48,12 @@ class Layout:
             chunk_bytes *= VALUES_CHUNKS
         item = max(1, part.item_bytes)
         count = chunk if chunk is not None and part.role == "rows" else max(1, chunk_bytes // item)
-        return cls(part.item_bytes, count, max(1, shard_bytes // (count * item)))
+        return cls(part.item_bytes, count, _shard_chunks(shard_bytes, count * item))
 
     @classmethod
     def compressed(cls, part: Part, codec: Codec, chunk_items: int, shard_bytes: int) -> Layout:
         chunk_bytes = chunk_items * part.item_bytes
-        return cls(part.item_bytes, chunk_items, max(1, shard_bytes // chunk_bytes), codec)
+        return cls(part.item_bytes, chunk_items, _shard_chunks(shard_bytes, chunk_bytes), codec)
 
     @property
     def chunk_bytes(self) -> int:
@@ -79,6 +80,10 @@ class Layout:
         here = min(self.shard_items, items - number * self.shard_items)
         chunks = -(-here // self.chunk_items)
         return chunks * self.chunk_stride + self.index_bytes
+
+
+def _shard_chunks(shard_bytes: int, chunk_bytes: int) -> int:
+    return min(MOST_CHUNKS, max(1, shard_bytes // chunk_bytes))
 
 
 def shard_path(array: Path, part: Part, number: int) -> Path:

@@ -157,9 +157,9 @@ class UserStep:
     def _call(self, function: Callable[..., Any], argument: dict[str, Any], extra: dict[str, Any]) -> Any:
         try:
             return function(argument, **extra)
-        except MemoryError:
+        except (KeyboardInterrupt, MemoryError):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit, and panics of extensions in Rust, are no Exception
             told = f"{type(error).__name__}: {error}".strip(": ")
             raise InputError(f"{told} ({self.function.line(error)})") from error
 

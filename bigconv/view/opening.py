@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,11 @@ class Opened:
         """int64 `[parts]`: rows of each part; a store is its own one part."""
         return np.array([self.manifest.rows], np.int64)
 
+    @property
+    def part_sizes(self) -> list[int]:
+        """Bytes of each part, as the manifest has them."""
+        return [sum(size for size, _ in self.manifest.files.values())]
+
     def part(self, number: int) -> Opened:
         """One part, opened."""
         if self.origin is None:
@@ -71,6 +78,10 @@ class OpenedDataset(Opened):
     @property
     def part_rows(self) -> Index:
         return np.array([part.rows for part in self.manifest.parts], np.int64)
+
+    @property
+    def part_sizes(self) -> list[int]:
+        return [part.bytes for part in self.manifest.parts]
 
     def part_path(self, number: int) -> Path:
         return self.path / self.manifest.parts[number].name
@@ -120,7 +131,8 @@ def _proven(path: Path, known: Manifest | None = None) -> str:
     found = open_store(path)
     if known is not None and found.manifest.content_digest != known.content_digest:
         return "holds other rows than when it was opened"
-    if dict(found.store.files(path)) != dict(found.manifest.files):
+    there = found.store.files(path)
+    if any(there.get(name) != entry for name, entry in found.manifest.files.items()):
         raise IncompleteStore(f"{path}: its files are not those that its manifest lists")
     return ""
 
@@ -132,12 +144,15 @@ def _proven_if_ours(path: Path) -> str:
         return ""
 
 
-def fetched(path: str | os.PathLike[str]) -> tuple[Path, Lease | None]:
-    """A local path that stands for `path`, which may be the URL of a store or of raw files, and what keeps it there.
+@contextmanager
+def fetched(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A local path that stands for `path`, which may be the URL of a store or of raw files; it stays there meanwhile.
 
     Raises `InputError` for nothing there, or more than the cache may hold, `StoreError` for what can't be fetched.
     """
-    return local_copy(path, _proven_if_ours, raw=True)
+    where, lease = local_copy(path, _proven_if_ours, raw=True)
+    with lease or nullcontext():
+        yield where
 
 
 def address(path: Path) -> str:

@@ -84,7 +84,7 @@ def _by_class(which: Index, share: Array, bits: Array) -> Index:
 
 
 def _by_group(which: Index, groups: Array, share: Array, bits: Array) -> Index:
-    """Whole groups, largest first, each to the part whose classes it brings nearest to their share."""
+    """Whole groups, largest first, each to the part that it brings nearest to its share of classes and rows."""
     names, group = np.unique(groups, return_inverse=True)
     classes = np.bincount(which) if len(which) else np.zeros(1, np.int64)
     pairs, counts = np.unique(group * len(classes) + which, return_counts=True)
@@ -92,14 +92,21 @@ def _by_group(which: Index, groups: Array, share: Array, bits: Array) -> Index:
     first = np.searchsorted(pair_group, np.arange(len(names) + 1))
     target = share[:, None] * classes
     have = np.zeros_like(target)
+    sizes, rows = share * len(which), np.zeros(len(share))
     part_of = np.empty(len(names), np.int64)
-    for g in np.lexsort((bits[: len(names)], -np.bincount(group, minlength=len(names)))).tolist():
+    order = np.lexsort((bits[: len(names)], -np.bincount(group, minlength=len(names))))
+    for left, g in zip(range(len(names), 0, -1), order.tolist(), strict=True):
         of = slice(first[g], first[g + 1])
         c, n = pair_class[of], counts[of]
         # growth of the squared distance from the target, each class counted in units of its own size
         growth = (n * (2 * (have[:, c] - target[:, c]) + n) / classes[c]).sum(axis=1)
+        # rows in all count as a class of their own: among parts that lack a class alike, the emptiest
+        growth += n.sum() * (2 * (rows - sizes) + n.sum()) / len(which)
+        if left <= np.count_nonzero(rows == 0):  # a group for each part that has none yet
+            growth = np.where(rows == 0, growth, np.inf)
         part_of[g] = p = int(np.argmin(growth))
         have[p, c] += n
+        rows[p] += n.sum()
     return part_of[group]
 
 

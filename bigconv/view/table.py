@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from bigconv import words
 from bigconv.block import Array, Block, Column, Index, Ragged, cell
 from bigconv.errors import RowError, SchemaError, UsageError
 from bigconv.remote.ahead import Ahead
@@ -122,8 +123,8 @@ class StoreView:
         for other in self._roots[1:]:
             if other.manifest.schema != first:
                 raise SchemaError(
-                    f"{other.path} has other fields than {self._roots[0].path}:\n{_named(other.manifest.schema)} "
-                    f"instead of {_named(first)}"
+                    f"{other.told} has other fields than {self._roots[0].told}:\n"
+                    f"{_odd(other.manifest.schema, first)} instead of {_odd(first, other.manifest.schema)}"
                 )
         self.schema = first if fields is None else first.select(list(fields))
         rows = [root.part_rows for root in self._roots]
@@ -379,7 +380,12 @@ class StoreView:
         parts = self._open()
         part = parts.get(number)
         if part is None:
-            part = _Part(self._store(number), self.schema, parts.cache)
+            opened = self._store(number)
+            try:
+                part = _Part(opened, self.schema, parts.cache)
+            finally:
+                if opened.lease is not None:
+                    opened.lease.release()  # what is mapped needs its name no more
             parts.hold(number, part)
         return part
 
@@ -441,6 +447,17 @@ def _put(column: Array, field: Field, out: Array) -> Array:
 
 def _named(schema: Schema) -> str:
     return ", ".join(f"{f.name} {f.dtype}" for f in schema)
+
+
+def _odd(schema: Schema, other: Schema) -> str:
+    """The fields of one that the other lacks, or has otherwise: all that can tell them apart."""
+    odd = [f for f in schema if f not in tuple(other)]
+    told = []
+    for f in odd:
+        extents = words.shape(f.shape)
+        classes = "" if f.classes is None else f" of {len(f.classes)} classes"
+        told.append(" ".join(part for part in (f.name, f.dtype, extents, f.kind, f.layout) if part) + classes)
+    return ", ".join(told) or ("the same in another order" if len(schema) == len(other) else "nothing")
 
 
 def open_view(

@@ -188,7 +188,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_trial_names_the_command_that_wins(photos: Path) -> None:
-    report = trial([photos], ("h5", "mmap"), Question((0,), 16, resize=(16, 16), seconds=2.5))
+    report = trial([photos], ("h5", "mmap"), Question((0,), 16, resize=(16, 16), seconds=1.2))
     by_name = {answer.subject.name: answer for answer in report.answers}
     assert set(by_name) == {"h5", "mmap", "raw, raw files"}
     assert by_name["h5"].facts["stored_bytes_per_row"] > 16 * 16 * 3
@@ -247,7 +247,7 @@ def test_every_form_of_a_report(make_store: Callable[..., Path]) -> None:
     from bigconv.bench import plot
 
     paths = [make_store(block(ROWS, 300), suffix, name=f"<a&{suffix[1:]}>") for suffix in (".h5", ".mmap")]
-    report = api.bench(paths, Question((0, 1), 16, step_ms=0.5, seconds=1.2, cold=True))
+    report = api.bench(paths, Question((0, 1), 16, step_ms=0.5, seconds=0.8, cold=True))
     for width in (60, 80, 120):
         lines = terminal(report, width).splitlines()
         code = [line for line in lines if line.startswith("  ")]

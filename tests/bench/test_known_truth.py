@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bigconv.bench import measure, model, payload, processes, residency, setting, stats
+from bigconv.bench.advise import advise
 from bigconv.bench.api import Question
 from bigconv.bench.api import measure as bench_subjects
 from bigconv.bench.subject import Subject, store_subject
@@ -180,6 +181,32 @@ def test_settings_that_deliver_other_bytes_are_told() -> None:
     assert any("random transforms" in note for note in bench_subjects([subject(Random(0))], asked).winner.notes)
 
 
+def test_batches_that_take_long_are_measured_in_parts() -> None:
+    """What is asked for stays as it was: only the measuring takes a part of it."""
+    answer = bench_subjects([subject(Priced(0.005), 64)], Question(workers=(0, 1), seconds=1.0)).winner
+    found = answer.to_json()
+    assert found["batch_size"] == 64
+    assert 1 <= found["measured_batch_size"] < 32
+    assert found["sample_bytes"] == 8
+    assert found["starves_below_step_ms"] == pytest.approx(64 * 1e3 / answer.best)
+    assert "batch_size=64" in found["recommendation"]["snippet"]
+    assert any("in parts of" in note for note in found["notes"])
+    assert len({run.checksum for run in answer.swept.runs}) == 1
+
+
+def test_batches_that_cost_by_themselves_are_measured_whole() -> None:
+    """A part of such a batch costs as much as all of it, and tells nothing of its rows."""
+
+    class Far(Priced):
+        def __getitems__(self, rows: list[int]) -> list[torch.Tensor]:
+            time.sleep(0.06)
+            return [torch.tensor([i]) for i in rows]
+
+    answer = bench_subjects([subject(Far(0), 16)], Question(workers=(0,), seconds=0.3)).winner
+    assert answer.to_json()["measured_batch_size"] == 16
+    assert not answer.notes
+
+
 # -- statistics -------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +231,35 @@ def test_quantiles_are_values_that_occurred() -> None:
     waits = [float(i) for i in range(1, 101)]
     assert [stats.quantile(waits, q) for q in (0.5, 0.99, 1.0)] == [50.0, 99.0, 100.0]
     assert stats.quantile([7.0], 0.01) == 7.0
+
+
+# -- the advice -------------------------------------------------------------------------------------------------------
+
+
+def known(rates: dict[setting.Setting, float]) -> list[measure.Run]:
+    """Runs that have measured these rates, exactly."""
+    found = []
+    for how, rate in rates.items():
+        stretch = measure.Stretch(round(rate), 1.0, (32 / rate,) * round(rate / 32), processes.Usage(0, 0, 0))
+        found.append(measure.Run(subject(Priced(0), 32), how, 1 << 14, stretches=[stretch] * 5))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("threads", "chosen", "words"),
+    [
+        ((500, 510), setting.processes(2), "threads reach 0.51x of it, as they wait for Python's lock"),
+        ((500, 990), setting.threads(2), "worker processes reach 1.01x of it"),
+        ((980, 970), setting.threads(1), "within 2.0% of DataLoader, 2 workers and smaller"),
+    ],
+)
+def test_threads_against_processes(threads: tuple[int, int], chosen: setting.Setting, words: str) -> None:
+    """A transform of 2 ms on two cores: it holds Python's lock, or it doesn't."""
+    rates = {setting.processes(n): rate for n, rate in enumerate((480, 500, 1000))}
+    rates |= {setting.threads(n): rate for n, rate in zip((1, 2), threads, strict=True)}
+    advice = advise(known(rates), model.Model(0.002, 0.0, 2), False)
+    assert advice.setting.key == chosen.key
+    assert words in advice.reason
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from tests.benchmarks._timing import rates
 from tests.benchmarks.reading import PerSampleH5, PerSampleMemmap, stores
 
 ROWS, BATCH, WORKERS = 20_000, 256, 2
+REPEATS = 3  # epochs of each; some take a quarter of a minute
 Loaders = dict[int, Any]  # by number of workers
 X, Y = np.ndarray, np.ndarray
 
@@ -46,7 +47,7 @@ def plain(dataset: Any) -> Loaders:
     return {n: DataLoader(dataset, BATCH, shuffle=True, **kept(n)) for n in (0, WORKERS)}
 
 
-# -- peers --------------------------------------------------------------------------------------------------------------
+# -- peers ------------------------------------------------------------------------------------------------------------
 
 
 def litdata(folder: Path, x: X) -> Loaders:
@@ -110,7 +111,7 @@ def webdataset(folder: Path, x: X) -> Loaders:
 
 
 def datasets(folder: Path, x: X) -> Loaders:
-    """"Use with PyTorch": arrays as `Array3D`, saved to disk and mapped, the torch format, whole batches at once."""
+    """ "Use with PyTorch": arrays as `Array3D`, saved to disk and mapped, the torch format, whole batches at once."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_HOME"] = str(folder / "hf")
     from datasets import Array3D, Dataset, Features, Value, load_from_disk
@@ -146,7 +147,7 @@ PEERS: dict[str, tuple[str | None, Callable[[Path, X], Loaders]]] = {
 }
 
 
-# -- measured -----------------------------------------------------------------------------------------------------------
+# -- measured ---------------------------------------------------------------------------------------------------------
 
 
 def columns(batch: Any) -> tuple[Any, Any]:
@@ -196,7 +197,7 @@ def main() -> None:
         every = {(name, n): loader for name, loaders in (ours | theirs).items() for n, loader in loaders.items()}
         for (name, n), loader in every.items():
             check(f"{name}, {n} workers", loader, x)
-        found = rates({key: partial(epoch, loader) for key, loader in every.items()}, warm=False)
+        found = rates({key: partial(epoch, loader) for key, loader in every.items()}, REPEATS, warm=False)
         report(found, list(ours), list(theirs))
         every.clear()
 

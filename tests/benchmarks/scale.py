@@ -1,7 +1,7 @@
 """A dataset of 10,000 parts and a billion rows: the manifest is generated, three of its parts are real.
 
 Reach: opened under 1 s, `take` of random rows in O(log parts), a shuffled epoch started in milliseconds. `--quick`: a
-tenth of the parts.
+tenth of the parts; a number: so many.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import numpy as np
 
 import bigconv
 from bigconv import dataset
+from bigconv.conversion.parts_cut import Cut
+from bigconv.conversion.shard import ShardRequest
+from bigconv.conversion.shard_source import Pick
 from bigconv.dataset import Part, part_name
 from bigconv.view.opening import open_parts
 from bigconv.view.order import Permutation
@@ -55,7 +58,8 @@ def clock(what: str, call: Callable[[], Any], repeats: int = 5) -> Any:
 
 
 def main() -> None:
-    parts = 1_000 if "--quick" in sys.argv else 10_000
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    parts = numbers[0] if numbers else 1_000 if "--quick" in sys.argv else 10_000
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         path, _ = made(Path(name), parts)
@@ -79,6 +83,8 @@ def main() -> None:
         tracemalloc.stop()
         print(f"  {'memory of its order, at most':58s} {held / 1e6:10.2f} MB")
         clock("rows of the next 1,024 positions", lambda: order.at(np.arange(5_000_000, 5_001_024)))
+        again = ShardRequest((path,), Path(name) / "again", Cut(rows=ROWS), Pick(shuffle=True), "memmap")
+        clock(f"plan {parts:,} new parts of all rows, shuffled", again.plan, 1)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,22 @@ def test_drop_and_repair(store: Path, tmp_path: Path) -> None:
     assert document["datasets"][""]["rows"] == 700
 
 
+def test_fields_come_and_go(store: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", np.arange(1000.0))
+    bigconv.convert(tmp_path / "z.npy", tmp_path / "z.h5", workers=0)
+    done("shard", store, tmp_path / "p", "--rows", 300, "--to", "zarr")
+    out = done("shard", tmp_path / "p", "--add-field", tmp_path / "z.h5", "--drop-field", "x")
+    assert "dropped fields: x\nadded fields: z\n" in out
+    assert "1,000 rows in 4 parts, zarr" in out
+    document = told("shard", tmp_path / "p", "--drop-field", "label")
+    assert (document["dropped_fields"], document["added_fields"]) == (["label"], [])
+    assert [f["name"] for f in document["datasets"][""]["fields"]] == ["z"]
+    refused = run("shard", store, "--drop-field", "x")
+    assert refused.exit_code != 0
+    assert isinstance(refused.exception, BigconvError)
+    assert "hdf5 keeps all fields in one file" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

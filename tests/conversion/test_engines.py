@@ -205,7 +205,9 @@ def test_ctrl_c_leaves_work_to_go_on_from(tmp_path: Path, engine: str, monkeypat
     assert pressed
     assert not dest.exists()
     seen: list[int] = []
-    execute_parts(job_of(dest, Mortal(40, 1, {}), Policy(0)), lambda rows, nbytes, _: seen.append(rows if not nbytes else 0))
+    execute_parts(
+        job_of(dest, Mortal(40, 1, {}), Policy(0)), lambda rows, nbytes, _: seen.append(rows if not nbytes else 0)
+    )
     assert sum(seen) > 0  # rows from before
     convert("serial", tmp_path / "serial", Mortal(40, 1, {}))
     assert contents(dest) == contents(tmp_path / "serial")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -22,6 +21,8 @@ from bigconv.testing import cases
 from bigconv.testing.given import Given
 from bigconv.view.opening import open_store
 from bigconv.view.report import verify
+from tests.torture import _child
+from tests.torture._runs import checkpoints_everywhere, workspace
 
 SUFFIXES = (".mmap", ".h5", ".zarr", ".lmdb")
 FIXED = cases.block(Schema((Field("x", "uint8", (700,)), Field("label", "int64"))), 60, seed=1)
@@ -34,8 +35,8 @@ OPERATIONS = (
 )
 
 
-def plan_for(path: Path, block: Block, rejects: int = 0) -> Plan:
-    source = Given(block, 7, rejects=rejects)
+def plan_for(path: Path, block: Block) -> Plan:
+    source = Given(block, 7)
     return Plan(source, (), block.schema, source.plan(), registry.load("store", registry.store_for(path))())
 
 
@@ -45,10 +46,8 @@ def contents(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in fsio.files_below(path)}
 
 
-def _convert(path: Path, block: Block, strike: int, rejects: int = 0) -> None:
-    """In a child: convert with a checkpoint at every span, and die at the durable operation number `strike`."""
-    build.CHECKPOINT_SECONDS = build.CHECKPOINT_SHARE = 0.0
-    build.CHECKPOINT_SHARE = 1e9
+def _convert(path: Path, block: Block, strike: int = 0) -> None:
+    """Convert with a checkpoint at every span; in a child, which dies at the durable operation number `strike`."""
     count = 0
 
     def deadly(original: Any) -> Any:
@@ -68,16 +67,14 @@ def _convert(path: Path, block: Block, strike: int, rejects: int = 0) -> None:
     if strike:
         for owner, name in OPERATIONS:
             setattr(owner, name, deadly(getattr(owner, name)))
-    execute(plan_for(path, block, rejects), path, Policy(0, max_rejects=str(rejects)))
-    os._exit(7 if strike else 0)  # 7: the run was over before the strike
+    execute(plan_for(path, block), path, Policy(0))
 
 
-def child(path: Path, block: Block, strike: int, rejects: int = 0) -> int:
-    process = multiprocessing.get_context("fork").Process(target=_convert, args=(path, block, strike, rejects))
-    process.start()
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode
+def killed(path: Path, block: Block, strike: int) -> bool:
+    """Whether the strike came before the run was over."""
+    ended = _child.run(lambda: _convert(path, block, strike))
+    assert ended in (0, -signal.SIGKILL)
+    return ended != 0
 
 
 def refused_or_whole(path: Path, block: Block) -> None:
@@ -91,31 +88,30 @@ def refused_or_whole(path: Path, block: Block) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize(("block", "every"), [(FIXED, 13), (RAGGED, 19)], ids=["fixed", "ragged"])
-def test_killed_anywhere(tmp_path: Path, suffix: str, block: Block, every: int) -> None:
+@pytest.mark.parametrize(("block", "every"), [(FIXED, 5), (RAGGED, 9)], ids=["fixed", "ragged"])
+def test_killed_anywhere(suffix: str, block: Block, every: int) -> None:
     """A kill at every so many operations, then a run to the end: byte-identical, and nothing left behind."""
-    whole = tmp_path / "whole" / f"out{suffix}"
-    whole.parent.mkdir()
-    assert child(whole, block, 0) == 0
-    expected = contents(whole)
-    strike = 1
-    while True:
-        path = tmp_path / str(strike) / f"out{suffix}"
-        path.parent.mkdir()
-        ended = child(path, block, strike)
-        if ended == 7:
-            break
-        assert ended == -signal.SIGKILL
-        refused_or_whole(path, block)
-        if not path.exists():
-            # the second run is killed too, a little later
-            child(path, block, 11)
+    with workspace() as root, checkpoints_everywhere():  # in memory: fsyncs of a disk take most of the time
+        whole = root / "whole" / f"out{suffix}"
+        whole.parent.mkdir()
+        _convert(whole, block)
+        expected = contents(whole)
+        strike = 1
+        while True:
+            path = root / str(strike) / f"out{suffix}"
+            path.parent.mkdir()
+            if not killed(path, block, strike):
+                break
             refused_or_whole(path, block)
-        if not path.exists():
-            assert child(path, block, 0) == 0
-        assert contents(path) == expected, f"strike {strike}"
-        strike += every
-    assert strike > 7 * every
+            if not path.exists():
+                killed(path, block, 11)  # the second run is killed too, a little later
+                refused_or_whole(path, block)
+            if not path.exists():
+                _convert(path, block)
+            assert contents(path) == expected, f"strike {strike}"
+            assert [p.name for p in path.parent.iterdir() if not p.name.endswith(".partial")] == [path.name]
+            strike += every
+        assert strike > 10 * every
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

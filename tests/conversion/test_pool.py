@@ -20,8 +20,11 @@ import bigconv
 from bigconv.conversion import build
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, execute
+from bigconv.conversion.transport import Arrivals, Slots
 from bigconv.errors import FindingsError, InputError
+from bigconv.schema import Field, Schema
 from bigconv.stores.memmap import Memmap
+from bigconv.testing import cases
 
 
 def plan_of(source: Trapped) -> Plan:
@@ -113,7 +116,7 @@ def test_ctrl_c_finishes_a_checkpoint(tmp_path: Path) -> None:
         "from bigconv.conversion.run import Policy, execute\n"
         "from bigconv.errors import Interrupted\n"
         "try:\n"
-        "    execute(plan_of(Trapped(2000, 5, {{}}, 0.005)), Path({path!r}), Policy(2),"
+        "    execute(plan_of(Trapped(600, 5, {{}}, 0.01)), Path({path!r}), Policy(2),"
         " lambda *_: print('row', flush=True))\n"
         "except Interrupted as stopped:\n"
         "    print(stopped, flush=True)\n"
@@ -128,10 +131,10 @@ def test_ctrl_c_finishes_a_checkpoint(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "The same command goes on from there" in output
-    source = Trapped(2000, 5, {})
+    source = Trapped(600, 5, {})
     outcome = execute(plan_of(source), tmp_path / "out.mmap", Policy(0))
-    assert 0 < outcome.resumed_rows < 2000
-    assert np.array_equal(bigconv.open(tmp_path / "out.mmap")[:]["x"][:, 0], np.arange(2000) * 1000)
+    assert 0 < outcome.resumed_rows < 600
+    assert np.array_equal(bigconv.open(tmp_path / "out.mmap")[:]["x"][:, 0], np.arange(600) * 1000)
 
 
 def test_nothing_stays_in_shared_memory(tmp_path: Path) -> None:
@@ -160,3 +163,34 @@ def test_a_script_without_a_main_guard_is_not_run_again(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout, result.stderr) == (0, "hello\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memory without a name")
+def test_blocks_on_their_way_leave_nothing_behind(tmp_path: Path) -> None:
+    """All processes killed at once: what was on its way used to stay in /dev/shm for ever."""
+    before = set(os.listdir("/dev/shm"))
+    block = cases.block(Schema((Field("x", "uint8", (900,)), Field("t", "uint16", (None,)))), 20)
+    slots, arrivals = Slots(), Arrivals(block.schema)
+    shipment = slots.pack(block, b"", b"")
+    assert not [name for name in set(os.listdir("/dev/shm")) - before if name.startswith("bigconv")]
+    assert cases.same_block(arrivals.unpack(shipment), block)
+    slots.free(shipment.slot)
+    assert slots.pack(block, b"", b"").path is None  # the same memory again
+
+
+def test_blocks_that_went_with_their_worker_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that dies takes what the parent hasn't seen yet with it: no row is lost, none comes twice."""
+    original, lost = Arrivals.take_over, [2]
+
+    def gone(self: Arrivals, shipment: Any) -> None:
+        if shipment.path is not None and lost[0]:
+            lost[0] -= 1
+            raise FileNotFoundError(shipment.path)
+        original(self, shipment)
+
+    monkeypatch.setattr(Arrivals, "take_over", gone)
+    source = Trapped(40, 5, {})
+    plan = Plan(source, (), source.schema, source.plan(), Memmap())
+    outcome = execute(plan, tmp_path / "a.mmap", Policy(2))
+    assert (outcome.rows, outcome.rejects, lost[0]) == (40, 0, 0)
+    assert bigconv.open(tmp_path / "a.mmap")[:]["x"][:, 0].tolist() == [1000 * i for i in range(40)]

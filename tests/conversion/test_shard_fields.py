@@ -244,7 +244,7 @@ def _run(path: Path, other: Path, strike: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-@pytest.mark.parametrize(("kind", "every"), [("memmap", 5), ("zarr parts", 41)])
+@pytest.mark.parametrize(("kind", "every"), [("memmap", 5), ("zarr parts", 71)])
 def test_killed_anywhere(tmp_path: Path, kind: str, every: int) -> None:
     """The fields before or those after, each whole; the same command then ends as if nothing had been."""
     other = put(tmp_path / "new.mmap", rows_of(NEW))

@@ -153,3 +153,17 @@ def test_refusals(raw: Path, tmp_path: Path) -> None:
     bigconv.convert(tmp_path / "x.npy", tmp_path / "x.h5")
     with pytest.raises(UsageError, match="one row a file"):
         bigconv.convert(tmp_path / "x.npy", tmp_path / "x.h5", append=True)
+
+
+def test_a_retry_is_offered_only_where_there_can_be_one(raw: Path, tmp_path: Path) -> None:
+    """Rows of one file, or some of the files: nobody could tell which inputs are missing."""
+    (raw / "bb" / "0.png").write_bytes(b"no image")
+    (tmp_path / "x.jsonl").write_text('{"x": 1}\nno json\n{"x": 2}\n')
+    with pytest.raises(FindingsError, match=r"--max-rejects 1\. Mended later: --retry-rejects$"):
+        bigconv.convert(raw, tmp_path / "a.h5", workers=0)
+    for source, options in ((tmp_path / "x.jsonl", {}), (raw, {"limit": 3})):
+        with pytest.raises(FindingsError, match=r"--max-rejects 1\.$"):
+            bigconv.convert(source, tmp_path / f"{source.name}.h5", workers=0, **options)
+        bigconv.convert(source, tmp_path / f"{source.name}.h5", workers=0, **options, max_rejects=1)
+        with pytest.raises(UsageError, match="needs input with one row a file"):
+            bigconv.convert(source, tmp_path / f"{source.name}.h5", workers=0, **options, retry_rejects=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.remote._given import BUCKET, system
 from tests.remote._proxy import Proxy
 
-BUCKET = "bucket"
 START_SECONDS = 60.0
 ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -70,7 +70,7 @@ def passing(server: int) -> Iterator[Proxy]:
             patch.setenv(name, value)
         import fsspec
 
-        fsspec.config.conf.setdefault("s3", {})["config_kwargs"] = {"read_timeout": 1}
+        fsspec.config.conf.setdefault("s3", {})["config_kwargs"] = {"read_timeout": 2}
         yield proxy
     proxy.close()
 
@@ -78,12 +78,10 @@ def passing(server: int) -> Iterator[Proxy]:
 @pytest.fixture
 def s3(passing: Proxy) -> Iterator[Proxy]:
     """An S3 server with an empty bucket, and what stands before it."""
-    import s3fs
-
-    system = s3fs.S3FileSystem(use_listings_cache=False)
-    if system.exists(BUCKET):
-        system.rm(BUCKET, recursive=True)
-    system.mkdir(BUCKET)
+    s3 = system()
+    if s3.exists(BUCKET):
+        s3.rm(BUCKET, recursive=True)
+    s3.mkdir(BUCKET)
     passing.reset()
     yield passing
     passing.reset()

@@ -16,6 +16,7 @@ from bigconv import fsio
 from bigconv.errors import UsageError
 from bigconv.remote import cache as module
 from bigconv.remote.cache import Cache, Entry, Lease
+from tests.remote._given import occupied
 
 PART = 1000  # bytes
 
@@ -156,7 +157,7 @@ from tests.remote.test_cache import PART, Cache, fetch
 cache = Cache(Path(sys.argv[1]), 3 * PART)
 chance = random.Random(int(sys.argv[2]))
 for _ in range(40):
-    with fetch(cache, chance.choice("abcdefgh")) as lease:
+    with fetch(cache, f"part-{chance.randrange(8)}") as lease:
         assert lease.path.read_bytes() == b"x" * PART
 """
 
@@ -177,21 +178,8 @@ def test_processes_stay_within_the_limit(tmp_path: Path) -> None:
     assert [process.wait() for process in processes[1:]] == [0, 0]
     assert PART <= most <= 4 * PART
     cache = Cache(tmp_path, 3 * PART)
-    fetch(cache, "a").release()
+    fetch(cache, "part-9").release()
     assert occupied(tmp_path) <= 3 * PART
-
-
-def occupied(root: Path) -> int:
-    total = 0
-    for folder, _, files in os.walk(root):
-        for name in files:
-            if len(name) == 1 or name.endswith(".partial"):
-                try:
-                    size = os.stat(os.path.join(folder, name)).st_size
-                except FileNotFoundError:
-                    continue
-                total += size if size >= PART // 2 else 0  # locks have as few bytes as their number has digits
-    return total
 
 
 def test_the_environment_says_where_and_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from bigconv.remote.urls import Url, again, parsed
         (Path("file:///tmp/a"), Path("/tmp/a")),
         ("train.h5", Path("train.h5")),
         ("C:/data", Path("C:/data")),
-        ("odd:/name", Path("odd:/name")),
         (Path("/tmp/s3:/x"), Path("/tmp/s3:/x")),
     ],
 )
@@ -32,8 +31,22 @@ def test_paths_and_urls(typed: str | Path, expected: Path | Url) -> None:
     assert parsed(typed) == expected
 
 
+def test_a_folder_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"^odd://name: no store is read from odd://"):
+        parsed(Path("odd:/name"))
+    (tmp_path / "odd:").mkdir()
+    assert parsed("odd:/name") == Path("odd:/name")
+
+
 @pytest.mark.parametrize(
-    ("typed", "said"), [("https://host/x", "s3://"), ("s3://", "names no bucket"), ("s3://b/../c", r"\.\.")]
+    ("typed", "said"),
+    [
+        ("https://host/x", "s3://"),
+        (Path("https://host/x"), "^https://host/x"),
+        ("s3://", "names no bucket"),
+        ("s3://b/../c", r"\.\."),
+    ],
 )
 def test_urls_that_make_no_sense(typed: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -63,8 +63,8 @@ def check(batches: Iterator[dict[str, torch.Tensor]] | DataLoader[Any] | list[di
 
 
 def leftovers() -> set[str]:
-    """What lies in `/dev/shm`, less the semaphores of multiprocessing's queues and what conversions run meanwhile."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith(("sem.", "bigconv-"))}
+    """What lies in `/dev/shm`, less the semaphores of multiprocessing's queues and what runs meanwhile."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith(("sem.", "bigconv-", "torture-"))}
 
 
 def test_labels_tell_rows_apart() -> None:

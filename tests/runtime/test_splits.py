@@ -116,12 +116,28 @@ def test_group_folds(stratify: bool) -> None:
     assert spread <= theirs + 60
 
 
+def test_no_fold_is_left_without_a_group() -> None:
+    """Few groups of sorted classes: what balances the classes best would give the last fold none."""
+    labels = np.repeat([0, 1, 2, 3], 10)
+    folds = k_fold(40, 5, stratify=labels, groups=np.arange(40) // 3, seed=1)
+    assert min(len(val) for _, val in folds) >= 3
+
+
 def test_stratified_groups_keep_classes_even() -> None:
     """Groups of one class each: only where they go can balance the classes."""
     groups = np.repeat(np.arange(40), 5)
     labels = np.repeat(np.arange(40) % 2, 5)
     for _, val in k_fold(200, 4, stratify=labels, groups=groups):
         assert np.bincount(labels[val]).tolist() == [25, 25]
+
+
+def test_groups_of_one_class_fill_every_fold() -> None:
+    """Groups that lie class by class: no fold gets one group of every class while another gets none."""
+    labels, groups = np.repeat(np.arange(4), 10), np.arange(40) // 3
+    for seed in range(20):
+        sizes = [len(validation) for _, validation in k_fold(40, 5, labels, groups, seed)]
+        assert min(sizes) >= 5
+        assert max(sizes) <= 12
 
 
 def test_refused_folds(dataset: StoreDataset) -> None:

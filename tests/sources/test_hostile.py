@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import struct
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -18,11 +17,8 @@ import lmdb
 import numpy as np
 import pytest
 import zarr
+from _refusal import SECRET, refused
 from PIL import Image
-
-from bigconv.cli.app import main
-
-SECRET = b"a file of somebody else's, which no store may ever hold"
 
 
 class Bomb:
@@ -30,35 +26,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return (os.mkdir, ("exploded",))
-
-
-def refused(
-    capsys: pytest.CaptureFixture[str], folder: Path, code: int, told: str, *args: object, dest: str = "out.h5"
-) -> None:
-    """The command ends with `code` and `told` in one to eight lines; only what a later run needs is left."""
-    before = sorted(folder.iterdir())
-    argv, sys.argv = sys.argv, ["bigconv", "convert", *map(str, args), str(folder / dest), "--workers", "0"]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = argv
-    out, err = capsys.readouterr()
-    assert ended.value.code == code, err
-    assert told in err
-    assert out == ""
-    assert "Traceback" not in err
-    assert len(err.splitlines()) <= 8
-    assert all(c.isprintable() for line in err.splitlines() for c in line)
-    after = set(folder.iterdir()) - set(before)
-    if code == 1:
-        assert {path.name for path in after} <= {f"{dest}.partial", f"{dest}.rejects.jsonl"}
-    else:
-        assert after == set()
-    for path in after:
-        for file in [path, *path.rglob("*")]:
-            assert not file.is_file() or SECRET not in file.read_bytes()
-    assert not Path("exploded").exists()
 
 
 @pytest.fixture

@@ -71,15 +71,15 @@ def test_a_name_that_is_no_text(make_store, tmp_path: Path) -> None:
 
 def test_stores_that_do_not_go_together(make_store) -> None:
     a = make_store(cases.block(SCHEMA, 2), ".h5", "a")
-    others = [
-        Schema(SCHEMA.fields[:2]),
-        Schema(SCHEMA.fields[::-1]),
-        SCHEMA.replace(Field("x", "float64", (3,))),
-        SCHEMA.replace(Field("x", "float32", (4,))),
-    ]
-    for i, schema in enumerate(others):
+    others = {
+        "nothing instead of ": Schema(SCHEMA.fields[:2]),
+        "the same in another order instead of the same": Schema(SCHEMA.fields[::-1]),
+        "x float64 3 array instead of x float32 3 array": SCHEMA.replace(Field("x", "float64", (3,))),
+        "x float32 4 array instead of x float32 3 array": SCHEMA.replace(Field("x", "float32", (4,))),
+    }
+    for i, (told, schema) in enumerate(others.items()):
         b = make_store(cases.block(schema, 2), ".mmap", f"b{i}")
-        with pytest.raises(SchemaError, match=f"b{i}.mmap has other fields than .*a.h5"):
+        with pytest.raises(SchemaError, match=f"b{i}.mmap has other fields than .*a.h5:\n{told}"):
             StoreSource.find([a, b])
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import hdf5plugin
@@ -25,6 +25,7 @@ import bigconv
 from bigconv import fsio
 from bigconv.block import Block, Ragged
 from bigconv.conversion import build
+from bigconv.conversion.parts import _await_lock
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, execute
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
@@ -241,7 +242,7 @@ def test_a_damaged_frame_names_the_chunk(tmp_path: Path) -> None:
     assert np.array_equal(view.take([10, 39])["x"], x[[10, 39]])
 
 
-def _convert(path: Path, store: Any, block: Block, strike: int) -> None:
+def _convert(path: Path, store: Any, block: Block, strike: int, workers: int) -> None:
     """In a child: convert with a checkpoint at every span, and die at the durable operation number `strike`."""
     build.CHECKPOINT_SECONDS, build.CHECKPOINT_SHARE = 0.0, 1e9
     left = strike
@@ -260,31 +261,45 @@ def _convert(path: Path, store: Any, block: Block, strike: int) -> None:
     operations += [(fsio, name) for name in ("write_file", "sync_path", "sync_folder", "publish")]
     for owner, name in operations:
         setattr(owner, name, deadly(getattr(owner, name)))
-    source = Given(block, 7)
-    execute(Plan(source, (), block.schema, source.plan(), store), path, Policy(0))
+    _execute(path, store, block, workers)
     os._exit(7)  # the run was over before the strike
+
+
+class Decoded(Given):
+    """Rows that worker processes make."""
+
+    decodes: ClassVar[bool] = True
+
+
+def _execute(path: Path, store: Any, block: Block, workers: int) -> Any:
+    source = Decoded(block, 7)
+    plan = Plan(source, (), block.schema, source.plan(), store)
+    return execute(plan, path, Policy(workers, start_method="fork")).manifest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
 @pytest.mark.parametrize("suffix", STORES)
 def test_killed_anywhere(tmp_path: Path, suffix: str) -> None:
-    """A kill at every so many operations, then a run to the end: the same bytes as one that nobody killed."""
+    """A kill at every so many operations, then a run to the end by other workers: the bytes of one nobody killed."""
     block, store = cases.block(MIXED, 40), STORES[suffix]("lz4", 9)
     whole = tmp_path / "whole" / f"out{suffix}"
     whole.parent.mkdir()
-    write(whole, store, block, 7)
+    _execute(whole, store, block, 0)
     expected, strike, kills = contents(whole), 3, 0
     while True:
         path = tmp_path / str(strike) / f"out{suffix}"
         path.parent.mkdir()
-        process = multiprocessing.get_context("fork").Process(target=_convert, args=(path, store, block, strike))
+        process = multiprocessing.get_context("fork").Process(
+            target=_convert, args=(path, store, block, strike, kills % 3)
+        )
         process.start()
         process.join(60)
         if process.exitcode == 7:
             break
         assert process.exitcode == -signal.SIGKILL
         assert not path.exists()
-        assert write(path, store, block, 7).rows == 40
+        _await_lock(build.partial_folder(path))  # forked workers hold it until they notice that they are alone
+        assert _execute(path, store, block, (kills + 1) % 3).rows == 40
         assert contents(path) == expected, f"strike {strike}"
         strike, kills = strike + 41, kills + 1
     assert kills > 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
+import bigconv
 from bigconv import fsio
 from bigconv.block import Block, Ragged
 from bigconv.digest import Digester
@@ -20,6 +21,7 @@ from bigconv.manifest import Manifest
 from bigconv.schema import DTYPES, Field, Schema
 from bigconv.stores.base import Chunked, RaggedColumns
 from bigconv.stores.zarr import Zarr
+from bigconv.testing import cases
 from bigconv.view.gather import FieldGather
 from bigconv.view.memory import Maps
 
@@ -453,3 +455,12 @@ def test_a_checkpoint_is_small_whatever_the_rows(tmp_path: Path) -> None:
     assert len(json.dumps(state)) < 100
     assert state == writer.checkpoint()
     writer.abort()
+
+
+@pytest.mark.parametrize("compress", ["none", "lz4"])
+def test_small_chunks_of_small_rows_take_no_giant_index(tmp_path: Path, compress: str) -> None:
+    """A shard's index has room for all the chunks that a shard could hold: 64 Mi chunks of a byte took 1 GiB."""
+    block = cases.block(Schema((Field("flag", "bool"), Field("label", "int64"))), 10)
+    write(tmp_path / "a.zarr", block, Zarr(compress=compress, chunk=1))
+    assert sum(fsio.files_below(tmp_path / "a.zarr").values()) < 300_000
+    assert cases.same_block(bigconv.open(tmp_path / "a.zarr")[:], block)

@@ -5,6 +5,8 @@ Each module has `run(scale)`, which yields one `Case` a case tried; `scale` 1.0 
 
 from __future__ import annotations
 
+import importlib
+import time
 from dataclasses import dataclass
 
 
@@ -15,3 +17,21 @@ class Case:
     name: str
     failure: str = ""
     skipped: str = ""
+
+
+Figures = tuple[int, list[Case], list[Case], float]  # cases tried, failures, cases that could not be tried, seconds
+
+
+def figures(name: str, scale: float) -> Figures:
+    """Run one test."""
+    start, tried = time.perf_counter(), 0
+    failures: list[Case] = []
+    skipped: list[Case] = []
+    for case in importlib.import_module(f"tests.torture.{name}").run(scale):
+        if case.skipped:
+            skipped.append(case)
+            continue
+        tried += 1
+        if case.failure:
+            failures.append(case)
+    return tried, failures, skipped, time.perf_counter() - start

@@ -63,7 +63,8 @@ def _all(path: Path, scale: float) -> Iterator[Case]:
         name = f"{method} {workers} workers{' persistent' * persistent}{' pinned' * pinned}"
         yield Case(name, _exactly_once(path, settings, 3 if scale >= 1 else 1))
         if workers == 1 or scale >= 1:
-            yield Case(f"{name}, left early", _left_early(path, settings, 10 if scale >= 1 else 2))
+            times = 2 if scale < 1 else 10 if method == "fork" else 3  # others import torch anew in each worker
+            yield Case(f"{name}, left early", _left_early(path, settings, times))
         if workers and (method == "fork" or not persistent) and (scale >= 1 or not persistent):
             yield Case(f"{name}, a worker killed", _killed(path, settings))
     epochs = max(3, round(EPOCHS * scale))

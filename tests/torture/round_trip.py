@@ -1,5 +1,6 @@
-"""Round trips by Hypothesis, bit by bit: dtypes, byte orders, strings, NaN payloads, shapes, stores, workers; and a
-machine that converts, is killed, resumes, appends, retries and verifies at will, held against the memory store.
+"""Round trips by Hypothesis, bit by bit: dtypes, byte orders, strings, NaN payloads, shapes, stores, codecs, chunks,
+workers; and a machine that converts, is killed, resumes, appends, retries and verifies at will, held against the memory
+store.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, execute
 from bigconv.errors import BigconvError, FindingsError, InputError, StoreError, UsageError
 from bigconv.schema import DTYPES, Field, Schema
+from bigconv.stores.base import Store, configured
 from bigconv.stores.memory import Memory
 from bigconv.testing import cases
 from bigconv.testing.given import Given
@@ -101,17 +103,28 @@ def blocks(draw: st.DrawFn) -> Block:
     return cases.block(schema, rows, draw(st.integers(0, 2**31)))
 
 
+@st.composite
+def stores(draw: st.DrawFn) -> tuple[str, Store]:
+    """A suffix, and its store with a codec and rows a chunk where it takes them."""
+    suffix = draw(st.sampled_from(SUFFIXES))
+    codecs = st.sampled_from(["none", "none", "lz4", "zstd", "zstd:9"])
+    options: dict[str, Any] = {} if suffix == ".mmap" else {"compress": draw(codecs)}
+    if suffix == ".zarr" or (suffix == ".h5" and options["compress"] != "none"):
+        options["chunk"] = draw(st.sampled_from([None, 1, 3, 8]))
+    return suffix, configured(registry.load("store", registry.store_for(Path(f"x{suffix}"))), options)
+
+
 def _blocks(root: Path, examples: int) -> Iterator[int]:
     numbers = itertools.count()
 
     @seed(1)
     @settings(max_examples=examples, **QUIET)
-    @given(blocks(), st.sampled_from(SUFFIXES), st.integers(1, 13), st.booleans(), st.sampled_from([0, 0, 0, 1, 2]))
-    def round_trip(block: Block, suffix: str, step: int, announce: bool, workers: int) -> None:
-        number = next(numbers)
+    @given(blocks(), stores(), st.integers(1, 13), st.booleans(), st.sampled_from([0, 0, 0, 1, 2]))
+    def round_trip(block: Block, into: tuple[str, Store], step: int, announce: bool, workers: int) -> None:
+        number, (suffix, store) = next(numbers), into
         path = root / f"blocks{number}{suffix}"
         source = Given(block, step, announce)
-        plan = Plan(source, (), block.schema, source.plan(), registry.load("store", registry.store_for(path))())
+        plan = Plan(source, (), block.schema, source.plan(), store)
         policy = Policy(workers if number % PARALLEL == 0 else 0, start_method="fork")
         try:
             manifest = execute(plan, path, policy).manifest

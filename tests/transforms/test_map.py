@@ -307,6 +307,7 @@ def test_a_damaged_ragged_column_is_refused(write: Write) -> None:
         ),
         ("def g(row): return row['imge']\ndef f(row): return g(row)", r"KeyError: 'imge' \(own.py, line 4\)"),
         ("import sys\ndef f(row): sys.exit(4)", r"SystemExit: 4 \(own.py, line 5\)"),
+        ("class Panic(BaseException): pass\ndef f(row): raise Panic('rust')", r"Panic: rust \(own.py, line 5\)"),
         ("def f(): pass", "TypeError: f.. takes 0 positional arguments"),
         ("def f(row, other): pass", "TypeError: .*'other'"),
         ("def f(row): return None", r"drops each of the first 24 rows, so that there is no telling what it makes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from bigconv.testing import cases
 from bigconv.testing.given import write
 from bigconv.view import table
 from bigconv.view.opening import OpenedDataset, open_store
+from bigconv.view.order import Permutation
 from bigconv.view.table import StoreView
+from tests.benchmarks import scale
 
 SCHEMA = Schema((Field("x", "int64", (3,)), Field("t", "uint8", (None,))))
 BLOCK = Block(SCHEMA, {"x": np.arange(360).reshape(120, 3), "t": cases.block(SCHEMA, 120, 1)["t"]})
@@ -44,6 +47,30 @@ def test_only_what_is_read_is_opened(parts: Path, monkeypatch: pytest.MonkeyPatc
     assert cases.same_block(view.take([100, 3, 101, 4]), BLOCK.take(np.array([100, 3, 101, 4])))
     assert sorted(touched) == [0, 11]
     assert repr(view).count("part-") == 0
+
+
+def test_ten_thousand_parts_and_a_billion_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening reads the one manifest; taking rows opens the parts that have them; an epoch takes O(1) memory."""
+    path, _ = scale.made(tmp_path, 10_000)
+    touched: list[int] = []
+    original = OpenedDataset.part
+    monkeypatch.setattr(OpenedDataset, "part", lambda self, n: (touched.append(n), original(self, n))[1])
+    view = bigconv.open(path)
+    assert len(view) == 1_000_000_000
+    rows = np.array([999_999_999, 0, 500_000_017, 500_000_016, 100_000])
+    part, inside = view.whence(rows)
+    assert part.tolist() == [9_999, 0, 5_000, 5_000, 1]
+    assert inside.tolist() == [99_999, 0, 17, 16, 0]
+    assert touched == []
+    x = np.asarray(view.take(rows)["x"])[:, 0]
+    assert x.tolist() == [(p % 3) * scale.ROWS + i for p, i in zip(part.tolist(), inside.tolist(), strict=True)]
+    assert sorted(touched) == [0, 1, 5_000, 9_999]
+    tracemalloc.start()
+    order = Permutation(len(view), 1, 0)
+    some = order.at(np.arange(400_000_000, 400_000_064))
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+    assert len(set(some.tolist())) == 64
 
 
 def test_no_more_files_than_allowed(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
