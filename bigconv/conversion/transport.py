@@ -48,6 +48,11 @@ class Slots:
         """Slots that the parent has not given back."""
         return len(self._maps) - len(self._free)
 
+    @property
+    def held_bytes(self) -> int:
+        """Their size."""
+        return sum(map(len, self._maps.values())) - sum(len(self._maps[slot]) for slot in self._free)
+
     def free(self, slot: int) -> None:
         self._free.append(slot)
 

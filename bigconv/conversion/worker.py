@@ -21,7 +21,8 @@ from bigconv.conversion.transport import Slots
 from bigconv.errors import BigconvError
 from bigconv.sources.base import Span
 
-MAX_SLOTS = 3  # one being filled, one on its way, one being written
+MAX_SLOTS = 3  # one being filled, one on its way, one being written; and more while they are small:
+SLOT_BYTES = 32 << 20  # 32 MiB, so that a worker isn't stopped by a span before its own that is still being written
 
 
 def main(pipe: Connection, work: Work, memory: int | None = None) -> None:
@@ -77,13 +78,17 @@ class _Worker:
         else:
             self._stopped = True
 
+    def _behind(self) -> bool:
+        """Whether the parent has to give a slot back before there is another one."""
+        return self._slots.held >= MAX_SLOTS and self._slots.held_bytes >= SLOT_BYTES
+
     def _run(self, number: int, span: Span) -> None:
         try:
             for item in run_span(self._work, span):
                 shipment = None
                 if item.block is not None:
-                    while self._slots.held >= MAX_SLOTS or self._pipe.poll():
-                        self._hear()  # the parent is behind: wait until it gives a slot back
+                    while self._behind() or self._pipe.poll():
+                        self._hear()
                     shipment = self._slots.pack(item.block, item.digest, item.seen)
                 self._pipe.send(("item", number, item.upto, shipment, item.rejects))
             self._pipe.send(("done", number))

@@ -21,6 +21,7 @@ from bigconv.sources.filelist import FileList
 from bigconv.sources.labels import Classes, class_names, numbered, told_of
 
 EXTENSIONS = registry.SOURCES["images"].extensions
+RATIO = 8  # of a photo's pixels to its file, about: spans are planned before anything is decoded
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
 
@@ -91,9 +92,10 @@ class ImageFolder:
         if not image.ragged:
             return even_spans(len(self.files), min(SPAN_FILES, max(1, SPAN_BYTES // image.row_bytes)))
         spans, start, size = [], 0, 0
+        most = SPAN_BYTES if image.kind == "encoded" else SPAN_BYTES // RATIO
         for i, nbytes in enumerate(self.files.sizes.tolist()):
             size += nbytes
-            if size >= SPAN_BYTES or i + 1 - start == SPAN_FILES:
+            if size >= most or i + 1 - start == SPAN_FILES:
                 spans.append(Span(start, i + 1))
                 start, size = i + 1, 0
         if start < len(self.files):
