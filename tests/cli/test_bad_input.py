@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,24 @@ from PIL import Image
 import bigconv
 from bigconv import fsio
 from bigconv.errors import NotAStore
+from tests.warm import Warm
+
+
+@cache
+def warm() -> Warm:
+    """One server for all tests of this module: most of a command's time is imports."""
+    server = Warm()
+    atexit.register(server.close)
+    return server
 
 
 def run(*args: object, cwd: Path | None = None, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own."""
+    """The real command in a process of its own. `limit`: bytes that a file may have."""
+    if limit is None:
+        return warm().command([str(word) for word in args], cwd or Path.cwd())
 
     def lower() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [sys.executable, "-c", "from bigconv.cli.app import main; main()", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, preexec_fn=lower, timeout=120)
