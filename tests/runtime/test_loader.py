@@ -271,15 +271,25 @@ def test_ctrl_c_while_waiting() -> None:
     iterator = iter(Loader(Numbers(10, lambda i: release.wait(20)), 2))
 
     def press() -> None:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        release.set()
+        while not release.is_set():  # again, should it come before anybody waits
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            release.wait(1)
 
+    def heard(*_: object) -> None:
+        release.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, heard)  # whatever another test has left
     timer = threading.Timer(0.2, press)
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(iterator)
-    timer.join()
-    assert list(iterator) == []
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(iterator)
+        timer.join()
+        assert list(iterator) == []
+    finally:
+        release.set()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("end", ["", "raise KeyboardInterrupt", "import sys; sys.exit(0)"])
