@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import xxhash
 
@@ -350,7 +351,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 class Lock:
-    """An exclusive lock on a file, held by this process until released or dead.
+    """An exclusive lock on a file, held by this process, and none that it forks, until released or dead.
 
     It makes the name of its folder durable, so that work in the folder is still found after a power cut.
     """
@@ -379,9 +380,23 @@ class Lock:
         except OutputError:
             self._file.close()
             raise
+        _locks.add(self)
 
     def release(self) -> None:
         self._file.close()
+
+
+_locks: WeakSet[Lock] = WeakSet()
+
+
+def _forked() -> None:
+    """A lock belongs to the open file, which a forked child has too: it would hold it on when its parent is killed."""
+    for lock in list(_locks):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def map_file(path: Path) -> mmap.mmap:

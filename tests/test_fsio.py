@@ -220,6 +220,27 @@ def test_lock_against_another_process_that_dies(tmp_path: Path) -> None:
     fsio.Lock(tmp_path / "lock").release()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
+    """Or workers that are forked would keep the next run out for as long as they outlive a parent that was killed."""
+    held = fsio.Lock(tmp_path / "lock")
+    begin, end = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(begin[1], b"x")
+        os.read(end[0], 1)
+        os._exit(0)
+    os.read(begin[0], 1)
+    with pytest.raises(OutputError, match="another bigconv is writing"):
+        fsio.Lock(tmp_path / "lock")  # the child has dropped its own, which leaves this process's
+    held.release()
+    fsio.Lock(tmp_path / "lock").release()
+    os.write(end[1], b"x")
+    os.waitpid(child, 0)
+    for fd in (*begin, *end):
+        os.close(fd)
+
+
 def test_lock_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file"):
         fsio.Lock(tmp_path / "missing" / "lock")
