@@ -36,6 +36,11 @@ class Record:
     state: Mapping[str, Any]
     blocks: tuple[tuple[int, str], ...]
 
+    def follows(self, before: Record) -> bool:
+        """Whether nothing that was durable before has gone: all that is counted grows."""
+        counted = ("spans", "rows", "rejects", "reject_bytes", "origin_bytes", "seen_bytes")
+        return all(getattr(self, name) >= getattr(before, name) for name in counted)
+
 
 class Journal:
     """Append-only; every record carries a hash over itself and its predecessor's hash."""
@@ -58,7 +63,10 @@ class Journal:
                 if not line.endswith(b"\n") or chain != self._link(body):
                     break
                 blocks = tuple((int(rows), str(digest)) for rows, digest in body.pop("blocks"))
-                self.records.append(Record(**body, blocks=blocks))
+                record = Record(**body, blocks=blocks)
+                if self.records and not record.follows(self.records[-1]):
+                    break
+                self.records.append(record)
             except (ValueError, KeyError, TypeError, AttributeError):
                 break  # torn by the kill: the record before it counts
             self._chain = chain
