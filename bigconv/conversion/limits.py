@@ -20,7 +20,7 @@ def workers_within(workers: int, limit: int | None) -> int:
     room = (limit - PARENT_BYTES) // WORKER_BYTES
     if room < 1:
         least = (PARENT_BYTES + WORKER_BYTES) >> 20
-        raise UsageError(f"--memory-limit {limit >> 20}MiB: expected {least}MiB or more, for one worker")
+        raise UsageError(f"--memory-limit of {limit:,} bytes: expected {least}MiB or more, for one worker")
     return min(workers, room)
 
 
