@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -89,6 +90,8 @@ class Field:
     layout: str | None = None  # axis order of an image: "hwc" or "chw"
     classes: tuple[str, ...] | None = None  # names of the labels 0, 1, 2, …
 
+    # what follows from these is kept: it is asked for several times a batch
+
     def __post_init__(self) -> None:
         name_fits = isinstance(self.name, str) and _NAME.fullmatch(self.name)
         if not name_fits or self.name[0] in "._" or self.name != self.name.strip():
@@ -117,26 +120,31 @@ class Field:
         if self.kind in ("text", "bytes", "encoded") and (self.dtype, shape) != ("uint8", (None,)):
             raise SchemaError(f"field {self.name}: kind {self.kind} is uint8 [varies], got {self.dtype} {shape}")
 
-    @property
+    @cached_property
     def ragged(self) -> bool:
         return None in self.shape
 
-    @property
+    @cached_property
     def has_shapes(self) -> bool:
         """Whether more than the leading axis varies, so that each row carries its own shape."""
         return None in self.shape[1:]
 
-    @property
+    @cached_property
     def item_shape(self) -> tuple[int, ...]:
         """Shape of one item of `Ragged.values`; for a fixed field, of one row."""
         if not self.ragged:
             return tuple(n for n in self.shape if n is not None)
         return () if self.has_shapes else tuple(n for n in self.shape[1:] if n is not None)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row of a fixed field; of one item of a ragged one."""
         return self.parts()[0].item_bytes
+
+    @cached_property
+    def stored(self) -> np.dtype[Any]:
+        """The dtype as its bytes are stored: little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
 
     def parts(self) -> tuple[Part, ...]:
         """The plain arrays that hold this field in a store, in their fixed order."""
@@ -146,6 +154,9 @@ class Field:
         if self.has_shapes:
             parts.append(Part(self.name, "shapes", "int64", (len(self.shape),)))
         return tuple(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # what follows from them needn't travel
 
     def with_(self, **changes: Any) -> Field:
         return replace(self, **changes)

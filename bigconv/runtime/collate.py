@@ -20,7 +20,7 @@ import torch
 
 from bigconv.block import Array, Index, Ragged
 from bigconv.errors import SchemaError, UsageError
-from bigconv.runtime import slots
+from bigconv.runtime import buffers, slots
 from bigconv.runtime.columns import Columns, as_ragged, axes_of, columns_of
 from bigconv.runtime.rows import BatchColumn, batch_column, tensor
 from bigconv.schema import Field, unknown
@@ -238,7 +238,7 @@ class SparseCollate(_Collate):
 
 def _room(name: str, shape: Sequence[int], dtype: Any) -> Array:
     """Memory for a column, in a DataLoader worker such as reaches the parent without a copy."""
-    memory = slots.buffer(name, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    memory = buffers.room(name, int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return np.empty(shape, dtype) if memory is None else memory.view(dtype).reshape(shape)
 
 

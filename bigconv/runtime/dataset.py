@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from bigconv.block import Array, Index, Ragged
 from bigconv.errors import RowError, UsageError
-from bigconv.runtime import slots
+from bigconv.runtime import buffers
 from bigconv.runtime.decoded import decoded
 from bigconv.runtime.resident import Resident
 from bigconv.runtime.rows import BatchColumn, DictRow, StackedBatch, selected
@@ -97,7 +97,7 @@ class StoreDataset(Dataset[Any]):
         """Have rows fetched that will be read soon, where they come from a slow disk. Numbers in a list or an array."""
         if not self._in_memory and isinstance(rows, (list, np.ndarray)):
             with suppress(RowError):  # of a row that isn't there: whoever reads it will be told
-                self._view.will_need(self._view.rows(rows))
+                self._view.will_need(rows)
 
     @property
     def batches_ahead(self) -> int:
@@ -108,6 +108,21 @@ class StoreDataset(Dataset[Any]):
     def chunk_rows(self) -> int:
         """Rows that are decompressed together; 1 where none are."""
         return 1 if self._in_memory else self._view.chunk_rows
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of a row as it is given; 0 where rows differ in size, or something is done to each batch."""
+        plain = self.transform is None and self.batch_transform is None and not any(f.ragged for f in self.schema)
+        return sum(f.row_bytes for f in self.schema) if plain else 0
+
+    def several(self, batches: Sequence[Array]) -> list[Any]:
+        """What `[self[rows] for rows in batches]` gives, for rows of `fixed_bytes`: all gathered at once.
+
+        Each batch has tensors of its own, which keep the memory of all of them.
+        """
+        together = self._take(np.concatenate(batches))
+        stops = np.cumsum([len(rows) for rows in batches]).tolist()
+        return [together.part(a, b).stacked() for a, b in zip([0, *stops], stops, strict=False)]
 
     def __getitems__(self, rows: Sequence[int] | Array) -> Any:
         """A whole batch, for the DataLoader; what it returns is for a collate function."""
@@ -155,7 +170,7 @@ class StoreDataset(Dataset[Any]):
             self._view.will_need(index)
         columns: dict[str, BatchColumn] = {}
         for f in self.schema:
-            room = None if f.ragged else slots.buffer(f.name, len(index) * f.row_bytes)
+            room = None if f.ragged else buffers.room(f.name, len(index) * f.row_bytes)
             out = None if room is None else room.reshape(len(index), f.row_bytes)
             column: BatchColumn = source.take_field(f.name, index, out)
             if f.name in self._decoded and isinstance(column, Ragged):

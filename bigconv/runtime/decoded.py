@@ -8,7 +8,7 @@ import numpy as np
 
 from bigconv.block import Array, Ragged
 from bigconv.decode import DecodeError, decode, probe
-from bigconv.runtime import slots
+from bigconv.runtime import buffers
 
 
 def decoded(name: str, column: Ragged, whence: Callable[[int], str]) -> Array | list[Array]:
@@ -41,7 +41,7 @@ def _room(name: str, column: Ragged) -> Array | None:
     if len(sizes) > 1:
         return None
     shape = (rows, *sizes.pop(), 3)
-    memory = slots.buffer(name, int(np.prod(shape)))
+    memory = buffers.room(name, int(np.prod(shape)))
     return np.empty(shape, np.uint8) if memory is None else memory.reshape(shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -15,9 +16,15 @@ from bigconv.errors import UsageError
 from bigconv.runtime.dataset import StoreDataset
 from bigconv.runtime.order import BatchOrder
 from bigconv.runtime.prefetch import Prefetch
+from bigconv.runtime.threads import threads as torch_threads
 from bigconv.view.readahead import with_coming
 
+TOGETHER_BYTES = 8 << 20  # 8 MiB: small batches are gathered so many at once, as the way there costs more than the copy
+MOST_TOGETHER = 16  # batches
+
 _Sent = tuple[Any, torch.cuda.Event | None]  # a batch, and when it has arrived on its device
+_Made = _Sent | Exception  # or what is raised in its place
+_Group = list[tuple[int, Any]]  # numbers of batches, and the rows of each
 
 
 class Loader:
@@ -30,9 +37,11 @@ class Loader:
     `shuffle`: an order that follows from `seed` and the epoch, which `set_epoch` or the next `iter` moves on; under
     torch.distributed each rank gets its own batches (`BatchOrder`). `sampler`, `batch_sampler`, `drop_last`,
     `collate_fn` as for a DataLoader; `batch_size=None` gives what the sampler yields to `dataset[...]` as it is.
-    `threads`: 0 reads when a batch is asked for. `prefetch`: batches made ahead at most. `in_order=False`: batches come
-    as they are done. `pin_memory`: in page-locked memory. `device`: copied there, to a CUDA device on a stream of its
-    own, out of page-locked memory; the stream that consumes a batch waits for it, the host doesn't.
+    `threads`: 0 reads when a batch is asked for. `prefetch`: batches made ahead at most, or 8 MiB of small ones a
+    thread: those are gathered several at once, and share memory that is free when all of them are gone.
+    `in_order=False`: batches come as they are done. `pin_memory`: in page-locked memory. `device`: copied there, to a
+    CUDA device on a stream of its own, out of page-locked memory; the stream that consumes a batch waits for it, the
+    host doesn't.
 
     `state_dict()` and `load_state_dict()` go on after the last batch that came out, with the Loader's own order.
 
@@ -116,23 +125,49 @@ class Loader:
         self._given, self._start = 0, self._order().state_dict() if ours else None
         copy = _Copy(self.pin_memory, self.device)
         source: Iterable[Any] = self.sampler if self.batches is None else self.batches  # type: ignore[assignment]
-        # what a thread announces to the disk is the batch after those that are being made
+        together = self._together()
+        # what a thread announces to the disk is the group after those that are being made
         ahead = max(1, self.threads) if isinstance(self.dataset, StoreDataset) else 0
-        tasks = enumerate(with_coming(source, ahead))
+        tasks = with_coming(_groups(source, together), ahead)
         work = partial(self._made, copy)
         if self.threads == 0:
             return _Epoch(self, copy, map(work, tasks))
-        return _Epoch(self, copy, Prefetch(tasks, work, self.threads, self.prefetch, self.in_order))
+        prefetch = self.prefetch if together == 1 else max(self.prefetch // together, self.threads + 1)
+        return _Epoch(self, copy, Prefetch(tasks, work, self.threads, prefetch, self.in_order))
 
-    def _made(self, copy: _Copy, task: tuple[int, tuple[Any, Any]]) -> _Sent:
-        number, (rows, coming) = task
-        try:
-            if isinstance(self.dataset, StoreDataset) and coming is not None:
-                self.dataset.will_need(coming)
-            return copy.send(self._batch(rows))
-        except Exception as error:
-            error.add_note(f"in batch {number} of a Loader, rows {_glance(rows)}")
-            raise
+    def _together(self) -> int:
+        """How many batches are made at once."""
+        if not isinstance(self.dataset, StoreDataset) or not isinstance(self.batches, BatchOrder):
+            return 1
+        nbytes = self.dataset.fixed_bytes * self.batches.batch_size
+        if self.collate_fn is not default_collate or not nbytes:
+            return 1
+        return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // nbytes))
+
+    def _made(self, copy: _Copy, task: tuple[_Group, _Group | None]) -> list[_Made]:
+        group, coming = task
+        if isinstance(self.dataset, StoreDataset) and coming is not None:
+            self.dataset.will_need(coming[0][1] if len(coming) == 1 else np.concatenate([rows for _, rows in coming]))
+        if self.threads < 2:
+            return self._group(copy, group)
+        with torch_threads.alone():
+            return self._group(copy, group)
+
+    def _group(self, copy: _Copy, group: _Group) -> list[_Made]:
+        if len(group) > 1:
+            assert isinstance(self.dataset, StoreDataset)
+            try:
+                return [copy.send(batch) for batch in self.dataset.several([rows for _, rows in group])]
+            except Exception:  # noqa: BLE001  the batch that it belongs to tells
+                pass
+        made: list[_Made] = []
+        for number, rows in group:
+            try:
+                made.append(copy.send(self._batch(rows)))
+            except Exception as error:  # noqa: BLE001  raised where the batch would have come
+                error.add_note(f"in batch {number} of a Loader, rows {_glance(rows)}")
+                made.append(error)
+        return made
 
     def _batch(self, rows: Any) -> Any:
         if self.batches is None:
@@ -146,21 +181,49 @@ class Loader:
 
 
 class _Epoch(Iterator[Any]):
-    def __init__(self, loader: Loader, copy: _Copy, made: Iterator[_Sent]) -> None:
-        self._loader, self._copy, self._made = loader, copy, made
+    def __init__(self, loader: Loader, copy: _Copy, groups: Iterator[list[_Made]]) -> None:
+        self._loader, self._copy, self._groups = loader, copy, groups
+        self._made: deque[_Made] = deque()
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __next__(self) -> Any:
-        try:
-            batch, arrived = next(self._made)
-        except StopIteration:
-            self._loader._given, self._loader._start = 0, None
-            raise
+        if not self._made:
+            try:
+                self._made.extend(next(self._groups))
+            except StopIteration:
+                self._loader._given, self._loader._start = 0, None
+                raise
+        made = self._made.popleft()
+        if isinstance(made, Exception):
+            try:
+                if isinstance(made, StopIteration):  # would end the loop in silence
+                    raise RuntimeError("a dataset, a sampler or a collate function raised StopIteration") from made
+                raise made
+            finally:
+                del made  # a cycle with this frame, through the traceback
+        batch, arrived = made
         self._loader._given += 1
         self._copy.receive(batch, arrived)
         return batch
+
+
+def _groups(batches: Iterable[Any], together: int) -> Iterator[_Group]:
+    """Batches with their numbers, so many at once. What `batches` raise comes after those before it."""
+    group: _Group = []
+    try:
+        for numbered in enumerate(batches):
+            group.append(numbered)
+            if len(group) == together:
+                yield group
+                group = []
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 class _Copy:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any
 
 JOIN_SECONDS = 5.0  # how long to wait at the end for work that can't be stopped; after that its thread is on its own
@@ -20,75 +21,56 @@ class _Outcome:
 
 @dataclass
 class _Desk:
-    """What consumer and threads share. It knows neither, so an abandoned consumer is noticed."""
+    """What consumer and threads share. It knows neither, so an abandoned consumer is noticed.
+
+    All waiting is done in `SimpleQueue`, which is C: conditions in Python cost as much as copying a batch of small
+    rows. It takes no lock to end a desk, which the garbage collector may do in the middle of anything.
+    """
 
     tasks: Iterator[Any]
     work: Callable[[Any], Any]
-    ahead: int
     in_order: bool
-    lock: threading.RLock = field(default_factory=threading.RLock)  # R: the garbage collector may end another desk
-    ready: dict[int, _Outcome] = field(default_factory=dict)  # by number of the task
+    room: SimpleQueue[None] = field(default_factory=SimpleQueue)  # an entry for each task that may begin
+    done: SimpleQueue[tuple[int, _Outcome | None]] = field(default_factory=SimpleQueue)  # None: no task of that number
+    taking: threading.Lock = field(default_factory=threading.Lock)
     taken: int = 0  # tasks begun
-    given: int = 0  # outcomes the consumer has had
     ended: bool = False  # no task is left
     stopped: bool = False
 
-    def __post_init__(self) -> None:
-        self.room = threading.Condition(self.lock)  # for another task to begin
-        self.done = threading.Condition(self.lock)  # what the consumer waits for
-
     def take(self) -> tuple[int, Any] | None:
         """The next task and its number, as soon as the consumer is near enough; None when there is none."""
-        with self.lock:
-            while not (self.stopped or self.ended) and self.taken - self.given >= self.ahead:
-                self.room.wait()
+        self.room.get()
+        with self.taking:
             if self.stopped or self.ended:
+                self.room.put(None)  # for the next thread, to end as well
                 return None
             number = self.taken
             try:
                 task = next(self.tasks)
             except StopIteration:
-                self.ended = True
+                self._end(number)
             except BaseException as error:  # noqa: BLE001  it belongs to the consumer
-                self.ended = True
-                self.ready[number] = _Outcome(error=error)
-                self.taken += 1
+                self.done.put((number, _Outcome(error=error)))
+                self._end(number + 1)
             else:
                 self.taken += 1
                 return number, task
-            self._wake_all()
             return None
 
-    def put(self, number: int, outcome: _Outcome) -> None:
-        with self.lock:
-            if self.stopped:
-                return
-            self.ready[number] = outcome
-            if number == self.given or not self.in_order:
-                self.done.notify()
+    def _end(self, tasks: int) -> None:
+        self.ended = True
+        self.done.put((tasks, None))
+        self.room.put(None)
 
-    def get(self) -> _Outcome | None:
-        """The next outcome; None after the last."""
-        with self.lock:
-            while True:
-                number = self.given if self.in_order else next(iter(self.ready), -1)
-                if number in self.ready:
-                    self.given += 1
-                    self.room.notify()
-                    return self.ready.pop(number)
-                if self.stopped or (self.ended and self.given == self.taken):
-                    return None
-                self.done.wait()
-
-    def stop(self) -> None:
-        with self.lock:
-            self.stopped = True
-            self.ready.clear()
-            self._wake_all()
-
-    def _wake_all(self) -> None:
-        self.room.notify_all()
-        self.done.notify_all()
+    def stop(self, threads: int) -> None:
+        self.stopped = True
+        for _ in range(threads):
+            self.room.put(None)
+        try:
+            while True:  # no batch is kept longer than it has to be
+                self.done.get_nowait()
+        except Empty:
+            pass
 
 
 class Prefetch(Iterator[Any]):
@@ -102,7 +84,11 @@ class Prefetch(Iterator[Any]):
     def __init__(
         self, tasks: Iterator[Any], work: Callable[[Any], Any], threads: int, ahead: int, in_order: bool
     ) -> None:
-        self._desk = _Desk(tasks, work, max(ahead, 1), in_order)
+        self._desk = _Desk(tasks, work, in_order)
+        self._ready: dict[int, _Outcome | None] = {}  # what has come before its turn, by number of the task
+        self._given = 0
+        for _ in range(max(ahead, 1)):
+            self._desk.room.put(None)
         self._threads = [
             threading.Thread(target=_run, args=(self._desk,), name=f"bigconv-loader-{i}", daemon=True)
             for i in range(threads)
@@ -113,7 +99,7 @@ class Prefetch(Iterator[Any]):
 
     def __next__(self) -> Any:
         try:
-            outcome = self._desk.get()
+            outcome = self._next()
         except BaseException:  # Ctrl-C while waiting
             self.close()
             raise
@@ -130,6 +116,26 @@ class Prefetch(Iterator[Any]):
         finally:
             del error, outcome  # a cycle with this frame, through the traceback
 
+    def _next(self) -> _Outcome | None:
+        """The next outcome; None after the last."""
+        desk = self._desk
+        while not desk.stopped:
+            if self._given in self._ready:  # of the last number, None is never taken out: every next call finds it
+                outcome = self._ready[self._given]
+                if outcome is None:
+                    return None
+                return self._handed(self._ready.pop(self._given))
+            number, outcome = desk.done.get()
+            if outcome is not None and not desk.in_order:
+                return self._handed(outcome)
+            self._ready[number] = outcome
+        return None
+
+    def _handed(self, outcome: _Outcome | None) -> _Outcome | None:
+        self._given += 1
+        self._desk.room.put(None)
+        return outcome
+
 
 def _run(desk: _Desk) -> None:
     while (task := desk.take()) is not None:
@@ -138,14 +144,15 @@ def _run(desk: _Desk) -> None:
             outcome = _Outcome(desk.work(what))
         except BaseException as error:  # noqa: BLE001  it belongs to the consumer
             outcome = _Outcome(error=error)
-        desk.put(number, outcome)
+        if not desk.stopped:
+            desk.done.put((number, outcome))
         del task, what, outcome  # nothing of a batch stays while waiting for the next
 
 
 def _end(desk: _Desk, threads: list[threading.Thread], pid: int) -> None:
     if os.getpid() != pid:  # a forked child has none of the threads, and maybe a lock that nobody will open
         return
-    desk.stop()
+    desk.stop(len(threads))
     for thread in threads:
         if thread is not threading.current_thread():  # where the garbage collector happens to run
             thread.join(JOIN_SECONDS)

@@ -14,7 +14,7 @@ from bigconv.block import Array, Column, Index, Ragged
 from bigconv.errors import UsageError
 from bigconv.runtime import slots
 from bigconv.schema import Schema
-from bigconv.view.memory import copy_runs, shaped
+from bigconv.view.memory import copy_runs, shaped, take_rows
 from bigconv.view.table import StoreView
 
 _ALIGN = 64  # bytes: a cache line
@@ -92,7 +92,7 @@ class Resident:
         if not field.ragged:
             if not field.row_bytes:
                 return np.empty((len(index), *field.item_shape), field.dtype)
-            return shaped(np.take(self._parts[name], index, axis=0, out=out, mode="clip"), field)
+            return shaped(take_rows(self._parts[name], index, out), field)
         all_offsets = self._parts[f"{name}/offsets"]
         first = all_offsets[index]
         counts = all_offsets[index + 1] - first

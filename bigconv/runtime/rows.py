@@ -53,6 +53,11 @@ class StackedBatch(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
+    def part(self, start: int, stop: int) -> StackedBatch:
+        """Some of its rows, one after another."""
+        columns = {name: column[start:stop] for name, column in self._columns.items()}
+        return StackedBatch(self._schema, columns, stop - start, self._as_tuple)
+
     def stacked(self) -> Any:
         """The whole batch: a dict or a tuple of tensors `[rows, *shape]`; text as lists of `str`."""
         columns = {f.name: batch_column(f, self._columns[f.name]) for f in self._schema}

@@ -7,7 +7,7 @@ from typing import Any
 
 from bigconv.block import Array
 from bigconv.errors import UsageError
-from bigconv.runtime import slots
+from bigconv.runtime import buffers
 from bigconv.runtime.dataset import PathLike, StoreDataset
 from bigconv.runtime.rows import StackedBatch
 from bigconv.schema import Schema
@@ -88,7 +88,7 @@ class WindowDataset(StoreDataset):
         return f"window {row} of {self._view.told}"
 
     def _take(self, rows: Sequence[int] | Array) -> StackedBatch:
-        block = self._windows.take(rows, slots.buffer)
+        block = self._windows.take(rows, buffers.room)
         return StackedBatch(block.schema, block.columns, len(block), self._as_tuple)
 
 

@@ -15,7 +15,7 @@ from bigconv.errors import IncompleteStore
 from bigconv.schema import Field
 from bigconv.stores.base import Chunked, Location, Packed, PackedRecords, RaggedColumns, RaggedInline, Strided
 from bigconv.view.bound import BoundChunked, BoundIndexed, BoundPacked, BoundRecords, BoundStrided, Items, cut
-from bigconv.view.memory import Maps, copy_rows, copy_runs, shaped
+from bigconv.view.memory import Maps, copy_rows, copy_runs, shaped, take_rows
 from bigconv.view.unpack import Cache, Hold, of_chunks, of_records, read_index
 
 
@@ -91,7 +91,7 @@ class FieldGather:
         if self.field.ragged:
             return self.take_ragged(rows)
         if self._array is not None:
-            flat: Array = np.take(self._array, rows, axis=0, out=out, mode="clip")
+            flat = take_rows(self._array, rows, out)
         elif self._rows.mapped:
             flat = copy_rows(self._rows.address(rows, []), self.field.row_bytes, out)
         else:
@@ -177,7 +177,7 @@ class FieldGather:
         if item == 0:
             return Ragged(np.empty((int(offsets[-1]), *f.item_shape), f.dtype), offsets, shapes)
         flat = copy_runs(starts, nbytes, item)
-        values = flat.view(np.dtype(f.dtype).newbyteorder("<")).reshape(-1, *f.item_shape)
+        values = flat.view(f.stored).reshape(-1, *f.item_shape)
         return Ragged(values, offsets, shapes)
 
     def _too_many(self, rows: Index, counts: Index) -> bool:

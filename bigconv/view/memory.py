@@ -7,9 +7,10 @@ one array. Addresses are only ever made from locations and offsets that have bee
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -19,8 +20,9 @@ from bigconv.errors import IncompleteStore
 from bigconv.schema import Field
 
 LOWEST = 4096  # no map ever starts at address 0
-_SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
+SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
 LOOP_BYTES = 32768  # rows this large: one copy a row costs nothing against its bytes, and their count can't overflow
+SHARED_BYTES = 1 << 20  # 1 MiB: less is copied before threads that sleep have begun
 JOIN_BYTES = 128  # ragged rows shorter than this on average: indexing items beats joining slices
 
 
@@ -30,7 +32,7 @@ class _AddressSpace:
     def __init__(self, nbytes: int) -> None:
         self.__array_interface__ = {
             "data": (LOWEST, True),
-            "shape": (_SPAN,),
+            "shape": (SPAN,),
             "strides": (1,),
             "typestr": f"|V{nbytes}",
             "version": 3,
@@ -48,8 +50,52 @@ def everywhere() -> memoryview:
     return np.asarray(_AddressSpace(1)).view(np.uint8).data
 
 
+Copy = Callable[[Array | None], Array]  # into the memory given, or into new memory
+
+
+class Threads(Protocol):
+    """Who copies rows by other means than numpy, where those are quicker: the runtime."""
+
+    def copy(
+        self, rows: int, nbytes: int, addresses: Callable[[], Index], out: Array | None, alone: Copy, twice: bool
+    ) -> Array: ...
+
+
+_threads: Threads | None = None
+
+
+def share_with(threads: Threads) -> None:
+    """Have large copies made by these threads from now on."""
+    global _threads
+    _threads = threads
+
+
+def take_rows(array: Array, rows: Index, out: Array | None = None) -> Array:
+    """`array[rows]` of uint8 `[items, nbytes]` that lies in one piece, for rows that are known to be there."""
+
+    def alone(room: Array | None) -> Array:
+        return array.take(rows, 0, room, "clip")
+
+    nbytes = array.shape[1]
+    if _threads is None or len(rows) * nbytes < SHARED_BYTES:
+        return alone(out)
+    start: int = array.__array_interface__["data"][0]
+    return _threads.copy(len(rows), nbytes, lambda: rows * nbytes + start, out, alone, twice=False)
+
+
 def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
     """Copy `nbytes` bytes from each address (int64 `[rows]`) into uint8 `[rows, nbytes]`."""
+
+    def alone(room: Array | None) -> Array:
+        return _copied(addresses, nbytes, room)
+
+    if _threads is None or len(addresses) * nbytes < SHARED_BYTES:
+        return alone(out)
+    return _threads.copy(len(addresses), nbytes, lambda: addresses, out, alone, twice=out is not None)
+
+
+def _copied(addresses: Index, nbytes: int, out: Array | None) -> Array:
+    """In one thread."""
     if out is None:
         if nbytes < LOOP_BYTES and nbytes:
             gathered: Array = _space(nbytes)[addresses - LOWEST]
@@ -118,8 +164,7 @@ class Maps:
 
 def shaped(flat: Array, field: Field) -> Array:
     """uint8 `[rows, row_bytes]` as `[rows, *shape]` of the field's dtype, not copied."""
-    dtype: Any = np.dtype(field.dtype).newbyteorder("<")
     if field.row_bytes == 0:
-        return np.empty((len(flat), *field.item_shape), dtype)
-    rows: Array = flat.view(dtype).reshape(len(flat), *field.item_shape)
+        return np.empty((len(flat), *field.item_shape), field.stored)
+    rows: Array = flat.view(field.stored).reshape(len(flat), *field.item_shape)
     return rows

@@ -63,14 +63,14 @@ class ReadAhead:
         if self._left:
             self._left -= 1
             return True
+        if self._skip:  # first of all, as it is so with nearly every batch
+            self._skip -= 1
+            return False
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         before, self._faults = self._faults, faults
         if before is not None and faults != before:
             self._left = STRETCH
             return True
-        if self._skip:
-            self._skip -= 1
-            return False
         if not all(map(self._resident, sample())):
             self._skipped = 0
             return True

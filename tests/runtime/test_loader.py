@@ -401,3 +401,57 @@ def test_iterable_datasets_are_refused() -> None:
 
     with pytest.raises(UsageError, match="use a DataLoader"):
         Loader(Stream())
+
+
+# -- small batches, several at once ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+@pytest.mark.parametrize("fields", [None, ("label",), ["label", "x"]])
+def test_small_batches_have_tensors_of_their_own(dataset: StoreDataset, threads: int, fields: Any, tmp_path) -> None:
+    """They are gathered together; what is done to one, or saved of it, has nothing to do with the others."""
+    dataset = StoreDataset(dataset.view.paths[0], fields)
+    loader = Loader(dataset, 8, shuffle=True, threads=threads, seed=3)
+    assert loader._together() > 1
+    order = list(BatchOrder(dataset, 8, seed=3))
+    batches = list(loader)
+    assert len(batches) == len(order) == len(loader)
+    for batch, rows in zip(batches, order, strict=True):
+        label = batch[0] if isinstance(batch, tuple) else batch["label"]
+        assert label.tolist() == [LABELS[row] for row in rows]
+        assert label.untyped_storage().nbytes() == label.nbytes
+        label.fill_(-1)
+    torch.save(batches[1], tmp_path / "batch")
+    assert (tmp_path / "batch").stat().st_size < 4000
+
+
+def test_an_error_among_small_batches_comes_in_its_place(dataset: StoreDataset, monkeypatch) -> None:
+    whole = StoreDataset._take
+
+    def take(self: StoreDataset, rows: Any) -> Any:
+        if 20 in np.asarray(rows):
+            raise OSError("the disk can't read this")
+        return whole(self, rows)
+
+    monkeypatch.setattr(StoreDataset, "_take", take)
+    for threads in (0, 2):
+        batches = iter(Loader(dataset, 8, threads=threads))
+        got = [next(batches)["label"].tolist() for _ in range(2)]
+        assert got == [LABELS[:8], LABELS[8:16]]
+        with pytest.raises(OSError, match="can't read") as raised:
+            next(batches)
+        assert "batch 2 of a Loader, rows [16, 17" in raised.value.__notes__[0]
+        assert next(batches)["label"].tolist() == LABELS[24:32]
+        del batches, raised
+        gc.collect()
+
+
+def test_a_state_in_the_middle_of_small_batches(dataset: StoreDataset) -> None:
+    loader = Loader(dataset, 8, shuffle=True)
+    batches = iter(loader)
+    for _ in range(5):
+        next(batches)
+    state, rest = loader.state_dict(), [batch["label"].tolist() for batch in batches]
+    other = Loader(dataset, 8, shuffle=True, threads=0)
+    other.load_state_dict(state)
+    assert [batch["label"].tolist() for batch in other] == rest
