@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -15,84 +14,15 @@ import numpy as np
 from bigconv import words
 from bigconv.block import Array, Block, Column, Index, Ragged, cell
 from bigconv.errors import RowError, SchemaError, UsageError
-from bigconv.remote.ahead import Ahead
-from bigconv.remote.cache import Cache as LocalCopies
 from bigconv.schema import Field, Schema
-from bigconv.stores.base import StoreReader
 from bigconv.view.gather import FieldGather
-from bigconv.view.memory import Maps, copy_rows, shaped
+from bigconv.view.memory import copy_rows, shaped
+from bigconv.view.open_parts import OpenPart, OpenParts
 from bigconv.view.opening import Opened, OpenedDataset, open_store
-from bigconv.view.readahead import LOOKED_AT, ReadAhead
-from bigconv.view.unpack import CACHE_BYTES, Cache
+from bigconv.view.readahead import LOOKED_AT
+from bigconv.view.unpack import CACHE_BYTES
 
 RUN_BYTES = 8 << 20  # 8 MiB a block when reading in order: past this a copy no longer gets faster
-
-
-class _Part:
-    """One store of a view, opened. Whoever holds it, or a gather of it, keeps its maps."""
-
-    def __init__(self, opened: Opened, schema: Schema, cache: Cache) -> None:
-        self.reader: StoreReader = opened.store.open(opened.path, opened.manifest.schema, opened.manifest.rows)
-        self.files = max(1, len(opened.manifest.files))
-        self.room = 0 if opened.lease is None else sum(size for size, _ in opened.manifest.files.values())
-        self.path = opened.path
-        where, maps = self.reader.locate(), Maps()
-        self.gathers: dict[str, FieldGather] | None = None
-        if where is not None:
-            self.gathers = {f.name: FieldGather(f, where[f.name], maps, str(opened.path), cache) for f in schema}
-
-
-class _OpenParts:
-    """Stores of a view that are open in this process; the first opened are closed when too many files are.
-
-    A dataset may have more parts than a process may have files. Nothing is closed under a reader: what is dropped here
-    lives on as long as somebody holds it.
-    """
-
-    def __init__(self, cache_bytes: int, remote: bool) -> None:
-        self.pid = os.getpid()
-        self.cache = Cache(cache_bytes)
-        self.ahead = ReadAhead()
-        self.fetching = Ahead()
-        self._held: dict[int, _Part] = {}
-        self._files, self._most = 0, _files_allowed()
-        self._room, self.most_room = 0, LocalCopies.default().limit if remote else 0
-        self._lock = threading.Lock()
-
-    def get(self, number: int) -> _Part | None:
-        return self._held.get(number)
-
-    def hold(self, number: int, part: _Part) -> None:
-        with self._lock:
-            if number in self._held:  # another thread was quicker
-                return
-            # a local copy takes room as long as it is mapped, even where the cache has dropped it
-            for other in [other for other, one in self._held.items() if one.room and not one.path.exists()]:
-                self._drop(other)
-            self._held[number] = part
-            self._files += part.files
-            self._room += part.room
-            while (self._files > self._most or self._room > self.most_room) and len(self._held) > 1:
-                self._drop(next(iter(self._held)))
-
-    def _drop(self, number: int) -> None:
-        dropped = self._held.pop(number)
-        self._files -= dropped.files
-        self._room -= dropped.room
-
-    def close(self) -> None:
-        for part in self._held.values():
-            part.reader.close()
-
-
-def _files_allowed() -> int:
-    """Files that a view keeps open: half of what the process may have."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 256
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return max(16, (soft if soft > 0 else 1 << 16) // 2)
 
 
 class StoreView:
@@ -131,7 +61,7 @@ class StoreView:
         rows = [root.part_rows for root in self._roots]
         self._starts = np.concatenate([[0], np.cumsum(np.concatenate(rows))]).astype(np.int64)
         self._bounds = np.cumsum([0, *map(len, rows)])  # number of the first store of each root
-        self._parts: _OpenParts | None = None
+        self._parts: OpenParts | None = None
 
     # -- what it is ------------------------------------------------------------------------------------------
 
@@ -309,7 +239,7 @@ class StoreView:
         ragged = max((g.chunk_rows for g in gathers.values() if g.field.ragged), default=1)
         return -(-ragged // fixed) * fixed
 
-    def _by_store(self, index: Index) -> list[tuple[_Part, Index, Index]]:
+    def _by_store(self, index: Index) -> list[tuple[OpenPart, Index, Index]]:
         """Each store that some of the rows are in: where they stand in `index`, and their numbers in the store."""
         part_of, inside = self.whence(index)
         order = np.argsort(part_of, kind="stable")
@@ -317,7 +247,7 @@ class StoreView:
         wheres = np.split(order, first[1:])
         return [(self._part(p), here, inside[here]) for p, here in zip(present.tolist(), wheres, strict=False)]
 
-    def _merge(self, groups: list[tuple[_Part, Index, Index]], field: Field, rows: int, out: Array | None) -> Column:
+    def _merge(self, groups: list[tuple[OpenPart, Index, Index]], field: Field, rows: int, out: Array | None) -> Column:
         """Rows of several stores, gathered store by store and put back in order."""
         taken = [_take_from(part, field, inside, None) for part, _, inside in groups]
         order = np.empty(rows, np.int64)
@@ -376,20 +306,20 @@ class StoreView:
                 found[here] = column.lengths
         return found
 
-    def _open(self) -> _OpenParts:
+    def _open(self) -> OpenParts:
         parts = self._parts
         if parts is None or parts.pid != os.getpid():
             # maps survive a fork, but a library's handles don't: everything is opened anew
-            parts = self._parts = _OpenParts(self.cache_bytes, self.remote)
+            parts = self._parts = OpenParts(self.cache_bytes, self.remote)
         return parts
 
-    def _part(self, number: int) -> _Part:
+    def _part(self, number: int) -> OpenPart:
         parts = self._open()
         part = parts.get(number)
         if part is None:
             opened = self._store(number)
             try:
-                part = _Part(opened, self.schema, parts.cache)
+                part = OpenPart(opened, self.schema, parts.cache)
             finally:
                 if opened.lease is not None:
                     opened.lease.release()  # what is mapped needs its name no more
@@ -435,14 +365,14 @@ def _indexed(rows: Any) -> Array:
     return np.asarray(rows)
 
 
-def _take_from(part: _Part, field: Field, index: Index, out: Array | None) -> Column:
+def _take_from(part: OpenPart, field: Field, index: Index, out: Array | None) -> Column:
     if part.gathers is not None:
         return part.gathers[field.name].take(index, out)
     column = part.reader.take(index, (field.name,)).columns[field.name]
     return column if out is None or isinstance(column, Ragged) else _put(column, field, out)
 
 
-def _run_from(part: _Part, field: Field, start: int, stop: int) -> Column:
+def _run_from(part: OpenPart, field: Field, start: int, stop: int) -> Column:
     if part.gathers is not None:
         column = part.gathers[field.name].run(start, stop)
         if column is not None:

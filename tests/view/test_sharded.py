@@ -17,7 +17,7 @@ from bigconv.runtime import BatchOrder, StoreDataset, StreamDataset, WindowDatas
 from bigconv.schema import Field, Schema
 from bigconv.testing import cases
 from bigconv.testing.given import write
-from bigconv.view import table
+from bigconv.view import open_parts
 from bigconv.view.opening import OpenedDataset, open_store
 from bigconv.view.order import Permutation
 from bigconv.view.table import StoreView
@@ -75,7 +75,7 @@ def test_ten_thousand_parts_and_a_billion_rows(tmp_path: Path, monkeypatch: pyte
 
 def test_no_more_files_than_allowed(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fourteen parts through room for a few: what was closed is opened again, blocks given out stay."""
-    monkeypatch.setattr(table, "_files_allowed", lambda: 6)
+    monkeypatch.setattr(open_parts, "_files_allowed", lambda: 6)
     view = bigconv.open(parts)
     order = np.random.default_rng(0).permutation(120)
     first = next(iter(view.blocks()))
