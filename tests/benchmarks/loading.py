@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-import torch
 from torch.utils.data import DataLoader
 
 import bigconv
@@ -69,6 +68,7 @@ def fixed(folder: Path, x, batch: int) -> None:
             "StoreDataset, stock sampler": DataLoader(dataset, batch, shuffle=True),
             "StoreDataset, own order": DataLoader(dataset, sampler=BatchOrder(dataset, batch), batch_size=None),
             "Loader(threads=0)": Loader(dataset, batch, shuffle=True, threads=0),
+            "Loader(threads=1)": Loader(dataset, batch, shuffle=True, threads=1),
             "Loader(threads=2)": Loader(dataset, batch, shuffle=True),
             f"{TUTORIAL}, 2 new workers": workers(tutorial, batch),
             "StoreDataset, 2 new workers": workers(dataset, batch),
@@ -147,14 +147,13 @@ def photos(folder: Path, count: int, height: int, width: int, batch: int) -> Non
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         fixed(Path(name), rng.integers(0, 255, (20_000, 3, 64, 64), dtype=np.uint8), 256)
     with tempfile.TemporaryDirectory() as name:
         fixed(Path(name), rng.standard_normal((100_000, 128)).astype(np.float32), 1024)
     with tempfile.TemporaryDirectory() as name:
-        photos(Path(name), 600, 400, 500, 32)
+        photos(Path(name), 1_280, 400, 500, 32)
     with tempfile.TemporaryDirectory() as name:
         photos(Path(name), 10_000, 32, 32, 256)
 

@@ -3,6 +3,9 @@
 Issue figures: 20,000 x 12 KiB uint8, batch 256, shuffled, stock DataLoader(num_workers=0): every store >= 0.5 of
 np.take; >= 3x the per-sample np.memmap dataset, >= 10x the per-sample h5py one. 200,000 x 512 B float32 rows, batch
 1,024, through our own batch order: >= 0.5.
+
+np.take is one thread. A batch is gathered by all the threads that torch has in the process, as many as there are cores
+if nobody says otherwise; the rows "one torch thread" show what is left without them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import bigconv
-from bigconv.runtime import BatchOrder, StoreDataset
+from bigconv.runtime import BatchOrder, Loader, StoreDataset
 from tests.benchmarks._timing import rates, table
 
 SUFFIXES = (".mmap", ".h5", ".zarr", ".lmdb")
@@ -84,8 +87,21 @@ def stores(folder: Path, x) -> dict[str, Path]:
     return made
 
 
+def alone(way):
+    """The same with one torch thread."""
+
+    def run() -> int:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return way()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
 def main() -> None:
-    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -100,6 +116,7 @@ def main() -> None:
             loaders[f"StoreDataset {suffix}"] = DataLoader(StoreDataset(path, fields=("x", "y")), 256, shuffle=True)
         ways = {"np.take into one warm buffer": limit(np.load(made[".mmap"] / "x.npy", mmap_mode="r"), 256)}
         ways |= {key: (lambda loader=loader: epoch(loader)) for key, loader in loaders.items()}
+        ways |= {f"{key}, one torch thread": alone(ways[key]) for key in loaders if key.startswith("StoreDataset")}
         found = rates(ways)
         table("20,000 x 12 KiB uint8, batch 256, shuffled, DataLoader(num_workers=0)", found, next(iter(ways)))
         for peer in ("per-sample np.memmap", "per-sample h5py"):
@@ -113,7 +130,10 @@ def main() -> None:
         for suffix, path in made.items():
             dataset = StoreDataset(path, fields=["x"])
             loader = DataLoader(dataset, sampler=BatchOrder(dataset, 1024), batch_size=None)
-            ways[f"StoreDataset {suffix}, own order"] = lambda loader=loader: epoch(loader)
+            ways[f"DataLoader {suffix}, own order"] = lambda loader=loader: epoch(loader)
+            own = Loader(dataset, 1024, shuffle=True, threads=0)
+            ways[f"Loader(threads=0) {suffix}"] = lambda own=own: epoch(own)
+            ways[f"Loader(threads=0) {suffix}, one torch thread"] = alone(ways[f"Loader(threads=0) {suffix}"])
         table("200,000 x 512 B float32, batch 1,024, own batch order", rates(ways, 9), next(iter(ways)))
 
 

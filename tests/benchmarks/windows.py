@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from bigconv import registry
@@ -105,7 +104,6 @@ def ragged(folder: Path) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     for batch in (256, 1024):
         with tempfile.TemporaryDirectory() as name:
             windows(Path(name), batch)
