@@ -245,14 +245,16 @@ class BoundRecords(Items):
 
 def cut(first: Index, counts: Index, size: int) -> tuple[Index, Index]:
     """Runs of items cut where chunks of `size` items end: first item and number of items of each piece, in order."""
-    pieces = np.where(counts > 0, (first + counts - 1) // size - first // size + 1, 0)
+    end = first + counts
+    chunk = first // size
+    pieces = (end - 1) // size - chunk + 1  # of an empty run one that is empty, or none
     if (pieces == 1).all():
         return first, counts
     run = np.repeat(np.arange(len(first)), pieces)
-    number = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its run
-    start = np.maximum(first[run], (first[run] // size + number) * size)
-    stop = np.minimum(first[run] + counts[run], (first[run] // size + number + 1) * size)
-    return start, stop - start
+    before = np.cumsum(pieces) - pieces
+    chunk = (chunk - before)[run] + np.arange(len(run))
+    start = np.maximum(first[run], chunk * size)
+    return start, np.minimum(end[run], (chunk + 1) * size) - start
 
 
 def _over(out: Array, array: Array) -> Array:

@@ -146,7 +146,7 @@ class FieldGather:
 
     def _offsets_of(self, start: int, stop: int) -> Index:
         offsets = copy_rows(self._offsets.address(np.arange(start, stop + 1), []), 8).view(np.int64).reshape(-1)
-        self._check(offsets[:-1], np.diff(offsets))
+        self._check(offsets[:-1], offsets[1:])
         return offsets
 
     def take_ragged(self, rows: Index) -> Ragged:
@@ -259,14 +259,18 @@ class FieldGather:
         return self._first_and_counts(rows)[1]
 
     def _first_and_counts(self, rows: Index) -> tuple[Index, Index]:
-        first = copy_rows(self._offsets.address(rows, []), 8).view(np.int64).reshape(-1)
-        counts = copy_rows(self._offsets.address(rows + 1, []), 8).view(np.int64).reshape(-1) - first
-        self._check(first, counts)
+        if isinstance(self._offsets, BoundStrided) and self._offsets.stride == 8:  # both ends of a row lie side by side
+            first, end = copy_rows(self._offsets.address(rows, []), 16).view(np.int64).T
+        else:
+            first = copy_rows(self._offsets.address(rows, []), 8).view(np.int64).reshape(-1)
+            end = copy_rows(self._offsets.address(rows + 1, []), 8).view(np.int64).reshape(-1)
+        counts = end - first
+        self._check(first, end)
         return first, counts
 
-    def _check(self, first: Index, counts: Index) -> None:
+    def _check(self, first: Index, end: Index) -> None:
         """Offsets come from the file: one damaged byte must not become a wild address."""
-        if len(first) and (first.min() < 0 or counts.min() < 0 or int((first + counts).max()) > self._values.count):
+        if len(first) and (first.min() < 0 or (end < first).any() or int(end.max()) > self._values.count):
             raise IncompleteStore(
                 f"{self._name}: field {self.field.name}: offsets point out of the values; run inspect --verify"
             )

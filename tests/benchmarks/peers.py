@@ -184,7 +184,6 @@ def peers(folder: Path, x: X) -> dict[str, Loaders]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     rows = int(next((a for a in sys.argv[1:] if a.isdigit()), ROWS))
     x = np.random.default_rng(0).integers(0, 255, (rows, 3, 64, 64), dtype=np.uint8)
     print(f"{rows:,} x {x[0].nbytes:,} B {x.dtype}, batch {BATCH}, shuffled; kept workers")
