@@ -27,10 +27,10 @@ demo: $(VENV)/.demo ## images -> out.h5 -> one shuffled epoch of batches
 	$(PY) sample_data/demo.py out.h5
 
 test: lint types ## linters, types, import contracts, tests
-	$(PY) -m pytest -n $(JOBS) $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-lowest: $(LOWEST)/.installed ## tests with the lowest versions that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest -n $(JOBS) $(ARGS)
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed ## ruff and import contracts
 	$(BIN)/ruff check .

@@ -81,15 +81,6 @@ def in_shell(code: str, folder: Path, warm: Warm) -> Iterator[subprocess.Complet
             yield warm.command(words[1:], folder)
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    server = Warm()
-    try:
-        yield server
-    finally:
-        server.close()
-
-
 def test_the_readme_has_what_it_promises() -> None:
     """The rule above must not leave nothing to run."""
     languages = [language for language, _ in snippets(ROOT / "README.md")]

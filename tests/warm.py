@@ -2,8 +2,8 @@
 
 `Warm` is the side of the tests. The server, this module run as a program, reads a request a line from its standard
 input and answers with an exit status; it forks for each, so that programs share nothing but the imports. What they see
-is what `bigconv …` or `python -c …` sees, with two differences: third-party modules that are imported come at once,
-and the workers of a conversion are forked, too, instead of asked from a fork server that would import them again.
+is what `bigconv …` or `python -c …` sees, with two differences: modules that are imported already come at once, and
+the workers of a conversion are forked, too, instead of asked from a fork server that would import them again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import atexit
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -25,7 +26,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-HEAVY = ("torch", "numpy", "h5py", "lmdb", "zarr", "PIL.Image", "pyarrow", "rich.console", "typer")
+HEAVY = (
+    *("torch", "numpy", "h5py", "lmdb", "zarr", "PIL.Image", "pyarrow", "rich.console", "typer", "bigconv.runtime"),
+    *(f"bigconv.cli.{name}" for name in ("app", "convert", "shard", "inspect", "bench", "render")),
+    *("bigconv.conversion.api", "bigconv.conversion.parts_engine", "bigconv.sources.images"),
+)
 LIMIT_SECONDS = 120.0
 
 
@@ -37,13 +42,15 @@ class Warm:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def command(self, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        """`bigconv`, with these words behind it."""
-        return self._run({"words": list(words)}, folder)
+    def command(
+        self, words: Sequence[object], folder: Path, limit: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`bigconv`, with these words behind it. `limit`: bytes that a file may have."""
+        return self._run({"words": [str(word) for word in words], "limit": limit}, folder)
 
-    def python(self, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-        """`python -c`."""
-        return self._run({"code": code}, folder)
+    def python(self, code: str, folder: Path, whole: bool = False) -> subprocess.CompletedProcess[str]:
+        """`python -c`. `whole`: the interpreter goes through all of its end, which takes longer than most programs."""
+        return self._run({"code": code, "whole": whole}, folder)
 
     def _run(self, request: Mapping[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryDirectory() as out:
@@ -72,7 +79,14 @@ def serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
-            _become(request)
+            status = _become(request)
+            if request.get("whole"):
+                sys.exit(status)
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at the end of an interpreter
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
         print(_status(child), flush=True)
 
 
@@ -88,16 +102,17 @@ def _status(child: int) -> int:
         time.sleep(0.005)
 
 
-def _become(request: Mapping[str, Any]) -> None:
-    """Run a program in this process, and end."""
+def _become(request: Mapping[str, Any]) -> int:
+    """Run a program in this process; its exit status."""
     os.setpgid(0, 0)
+    if request.get("limit") is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     for number, name in enumerate(("/dev/null", "stdout", "stderr")):
         file = os.open(os.path.join(request["out"], name), os.O_RDWR | os.O_CREAT)
         os.dup2(file, number)
     os.chdir(request["folder"])
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
-    status = 0
     try:
         if "code" in request:
             sys.argv, sys.path[0] = ["-c"], ""
@@ -109,15 +124,11 @@ def _become(request: Mapping[str, Any]) -> None:
 
             bigconv()
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001  as the interpreter does at its end
         traceback.print_exc()
-        status = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at the end of an interpreter
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+        return 1
+    return 0
 
 
 def _fork_workers() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bigconv.conversion.pool import cause, no_main
+from bigconv.conversion.pool import cause, no_main, serving
 from bigconv.errors import BigconvError, UsageError
 
 PATIENCE_SECONDS = 120.0  # at least, for what isn't a user's function: importing torch may take long
@@ -21,8 +21,7 @@ def call_apart(function: Callable[..., Any], arguments: tuple[Any, ...], timeout
     It calls `tell(doing, limited)` before what may take long; if that is `limited`, it may take `timeout` seconds.
     Raises what it raises, and `UsageError` saying what it was doing when the process ended or when it took too long.
     """
-    # spawn: a fork server that is started here would be without the modules that the workers want to find in it
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context("forkserver" if serving() else "spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(theirs, function, arguments), daemon=True)
     doing, limited = "starting", False

@@ -33,6 +33,7 @@ from bigconv.sources.base import Reject, Span
 AHEAD = 2  # spans a worker has been given: one to do, one so that it never waits for the next
 WINDOW = 3  # spans a worker that may be begun before the one that is written: bounds memory
 POLL_SECONDS = 0.5  # how often a hanging worker is looked for
+START_SECONDS = 120.0  # at least, for a worker to start: on a busy machine longer than what one input may take
 _MAIN = threading.RLock()  # of `no_main`: reentrant, as a process that is forked within inherits it locked
 
 
@@ -65,6 +66,7 @@ class _Member:
     arrivals: Arrivals
     given: deque[int] = field(default_factory=deque)  # numbers of unfinished spans, in order
     heard: float = 0.0  # when it last said something, or was given something to do
+    ready: bool = False
 
     def tell(self, *message: Any) -> bool:
         """Send; False when it is gone."""
@@ -73,6 +75,10 @@ class _Member:
         except OSError:
             return False
         return True
+
+    def limit(self, timeout: float) -> float:
+        """Seconds that it may say nothing."""
+        return timeout if self.ready else max(timeout, START_SECONDS)
 
     def end(self) -> None:
         """Stop it, and take over the slots that are on their way, so that their names are removed."""
@@ -189,6 +195,9 @@ class _Pool:
 
     def _take(self, member: _Member, message: Any) -> None:
         member.heard = time.monotonic()
+        if message[0] == "ready":
+            member.ready = True
+            return
         kind, number = message[:2]
         progress = self._progress.setdefault(number, _Progress())
         if kind == "item":
@@ -207,7 +216,7 @@ class _Pool:
         for member in list(self._members):
             # what it has sent may wait here for its turn, and it for a slot: then it is not the worker that hangs
             waits = any(self._progress[n].waiting for n in member.given if n in self._progress)
-            if member.given and not waits and now - member.heard > timeout:
+            if member.given and not waits and now - member.heard > member.limit(timeout):
                 member.process.kill()
                 self._lost(member)
 
@@ -258,13 +267,17 @@ class _Pool:
     def _await(self, member: _Member) -> tuple[list[Item], str | None]:
         """All items of one input, copied out of their slots; or how the worker ended."""
         items: list[Item] = []
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        start = time.monotonic()
         while True:
             try:
-                if deadline is not None and not member.pipe.poll(max(0.0, deadline - time.monotonic())):
+                left = None if self._timeout is None else start + member.limit(self._timeout) - time.monotonic()
+                if left is not None and not member.pipe.poll(max(0.0, left)):
                     member.process.kill()
                     return [], f"took longer than {self._timeout:g} s"
                 message: Any = member.pipe.recv()
+                if message[0] == "ready":
+                    member.ready, start = True, time.monotonic()
+                    continue
                 item = _unpacked(member, *message[2:]) if message[0] == "item" else None
             except (EOFError, OSError):
                 member.process.join(5)
@@ -297,6 +310,12 @@ def prepare(modules: Sequence[str]) -> None:
     forkserver.set_forkserver_preload([worker.__name__, *modules])
     with no_main():
         forkserver.ensure_running()
+
+
+def serving() -> bool:
+    """Whether there is a fork server that has been told what workers want to find in it."""
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    return getattr(server, "_forkserver_pid", None) is not None
 
 
 def cause(exitcode: int | None) -> str:

@@ -1,7 +1,8 @@
 """A worker process: spans in through a pipe, blocks out through shared memory.
 
-The parent sends `("span", number, span)`, `("free", slot)` and `("stop",)`; the worker answers with
-`("item", number, inputs done, Shipment or None, rejects)`, `("done", number)` and `("failed", number, error)`.
+The parent sends `("span", number, span)`, `("free", slot)` and `("stop",)`; the worker says `("ready",)` when it has
+started, and answers with `("item", number, inputs done, Shipment or None, rejects)`, `("done", number)` and
+`("failed", number, error)`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class _Worker:
         self._stopped = False
 
     def serve(self) -> None:
+        self._pipe.send(("ready",))
         while True:
             while not self._spans:
                 if self._stopped:

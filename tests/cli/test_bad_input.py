@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import resource
 import subprocess
-import sys
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +17,13 @@ from bigconv import fsio
 from bigconv.errors import NotAStore
 from tests.warm import Warm
 
-
-@cache
-def warm() -> Warm:
-    """One server for all tests of this module: most of a command's time is imports."""
-    server = Warm()
-    atexit.register(server.close)
-    return server
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(*args: object, cwd: Path | None = None, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def run(warm: Warm) -> Run:
     """The real command in a process of its own. `limit`: bytes that a file may have."""
-    if limit is None:
-        return warm().command([str(word) for word in args], cwd or Path.cwd())
-
-    def lower() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = [sys.executable, "-c", "from bigconv.cli.app import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, preexec_fn=lower, timeout=120)
+    return lambda *args, limit=None: warm.command(args, Path.cwd(), limit)
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -65,12 +50,12 @@ def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_missing_source(tmp_path: Path) -> None:
+def test_missing_source(run: Run, tmp_path: Path) -> None:
     refused(run("convert", tmp_path / "nothing", tmp_path / "out.h5"), 2, "no such file or folder")
     assert left(tmp_path) == []
 
 
-def test_empty_folder(tmp_path: Path) -> None:
+def test_empty_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     refused(run("convert", tmp_path / "raw", tmp_path / "out.h5"), 2, "an empty folder")
     (tmp_path / "raw" / "notes.docx").write_text("x")
@@ -78,7 +63,7 @@ def test_empty_folder(tmp_path: Path) -> None:
     assert left(tmp_path) == ["raw"]
 
 
-def test_text_named_jpg(images: Path, tmp_path: Path) -> None:
+def test_text_named_jpg(run: Run, images: Path, tmp_path: Path) -> None:
     (images / "cats" / "x.jpg").write_text("this is no picture")
     for suffix in (".h5", ".zarr", ".lmdb", ".mmap"):
         result = run("convert", images, tmp_path / f"out{suffix}")
@@ -94,7 +79,7 @@ def test_text_named_jpg(images: Path, tmp_path: Path) -> None:
     assert left(tmp_path) == ["raw"]
 
 
-def test_mixed_dtypes(tmp_path: Path) -> None:
+def test_mixed_dtypes(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
     np.save(folder / "a.npy", np.zeros(3, np.float32))
@@ -103,7 +88,7 @@ def test_mixed_dtypes(tmp_path: Path) -> None:
     assert left(tmp_path) == ["raw"]
 
 
-def test_unequal_rows(tmp_path: Path) -> None:
+def test_unequal_rows(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
     np.save(tmp_path / "y.npy", np.zeros(3))
     result = run("convert", tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "out.h5")
@@ -111,7 +96,7 @@ def test_unequal_rows(tmp_path: Path) -> None:
     assert left(tmp_path) == ["x.npy", "y.npy"]
 
 
-def test_object_arrays(tmp_path: Path) -> None:
+def test_object_arrays(run: Run, tmp_path: Path) -> None:
     """Also one whose pickle would leave a trace when loaded."""
 
     class Trap:
@@ -125,7 +110,7 @@ def test_object_arrays(tmp_path: Path) -> None:
     assert left(tmp_path) == ["x.npy", "z.npz"]
 
 
-def test_dest_exists(images: Path, tmp_path: Path) -> None:
+def test_dest_exists(run: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "out.h5").write_text("precious")
     refused(run("convert", images, tmp_path / "out.h5"), 2, "exists already", "another destination")
     refused(run("convert", images, tmp_path / "out.h5", "--overwrite"), 2, "not replaced", "didn't write it")
@@ -135,7 +120,7 @@ def test_dest_exists(images: Path, tmp_path: Path) -> None:
     assert left(tmp_path) == ["folder.zarr", "out.h5", "raw"]
 
 
-def test_changed_source_is_refused_with_the_difference(images: Path, tmp_path: Path) -> None:
+def test_changed_source_is_refused_with_the_difference(run: Run, images: Path, tmp_path: Path) -> None:
     dest = tmp_path / "out.h5"
     bigconv.convert(images, dest, workers=0)
     again = run("convert", images, dest)
@@ -147,7 +132,7 @@ def test_changed_source_is_refused_with_the_difference(images: Path, tmp_path: P
     assert left(tmp_path) == ["out.h5", "raw"]
 
 
-def test_overwrite_replaces_what_bigconv_wrote(images: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_what_bigconv_wrote(run: Run, images: Path, tmp_path: Path) -> None:
     for suffix in (".h5", ".zarr", ".lmdb", ".mmap"):
         dest = tmp_path / f"out{suffix}"
         bigconv.convert(images, dest, workers=0)
@@ -157,20 +142,20 @@ def test_overwrite_replaces_what_bigconv_wrote(images: Path, tmp_path: Path) -> 
     assert left(tmp_path) == ["out.h5", "out.lmdb", "out.mmap", "out.zarr", "raw"]
 
 
-def test_dest_inside_source(images: Path) -> None:
+def test_dest_inside_source(run: Run, images: Path) -> None:
     refused(run("convert", images, images / "out.h5"), 2, "inside the source")
     refused(run("convert", images, images), 2)
     assert left(images) == ["cats"]
 
 
-def test_unknown_extension(images: Path, tmp_path: Path) -> None:
+def test_unknown_extension(run: Run, images: Path, tmp_path: Path) -> None:
     refused(run("convert", images, tmp_path / "out.hdf"), 2, ".hdf", ".h5", ".zarr", "--to")
     refused(run("convert", images, tmp_path / "out", "--to", "zar"), 2, "Did you mean 'zarr'?")
     assert left(tmp_path) == ["raw"]
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".zarr", ".lmdb", ".mmap"])
-def test_no_space(tmp_path: Path, suffix: str) -> None:
+def test_no_space(run: Run, tmp_path: Path, suffix: str) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((3000, 100)))
     result = run("convert", tmp_path / "x.npy", tmp_path / f"out{suffix}", limit=1 << 20)
     assert result.returncode == 2, result.stderr
@@ -180,7 +165,7 @@ def test_no_space(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".zarr", ".lmdb", ".mmap"])
-def test_store_cut_short_or_without_manifest(images: Path, tmp_path: Path, suffix: str) -> None:
+def test_store_cut_short_or_without_manifest(run: Run, images: Path, tmp_path: Path, suffix: str) -> None:
     dest = tmp_path / f"out{suffix}"
     bigconv.convert(images, dest, workers=0)
     files = [dest] if dest.is_file() else [p for p in dest.rglob("*") if p.is_file()]
@@ -207,7 +192,7 @@ def test_store_cut_short_or_without_manifest(images: Path, tmp_path: Path, suffi
         refused(run("inspect", dest), 2, "not a bigconv store")
 
 
-def test_manifest_of_a_later_version(images: Path, tmp_path: Path) -> None:
+def test_manifest_of_a_later_version(run: Run, images: Path, tmp_path: Path) -> None:
     dest = tmp_path / "out.mmap"
     bigconv.convert(images, dest, workers=0)
     manifest = json.loads((dest / "manifest.json").read_text())
@@ -216,18 +201,18 @@ def test_manifest_of_a_later_version(images: Path, tmp_path: Path) -> None:
     refused(run("inspect", dest), 2, "format version 2", "pip install --upgrade bigconv")
 
 
-def test_one_path_only(images: Path) -> None:
+def test_one_path_only(run: Run, images: Path) -> None:
     refused(run("convert", images), 2, "SOURCE and a DEST")
 
 
-def test_option_without_meaning(tmp_path: Path) -> None:
+def test_option_without_meaning(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(3))
     result = run("convert", tmp_path / "x.npy", tmp_path / "out.h5", "--label-from", "folder")
     refused(result, 2, "--label-from has no meaning for arrays input")
     refused(run("convert", tmp_path / "x.npy", tmp_path / "out.h5", "--resize", "8"), 2, "resize")
 
 
-def test_names_are_escaped(tmp_path: Path) -> None:
+def test_names_are_escaped(run: Run, tmp_path: Path) -> None:
     """A file name must not colour the terminal."""
     folder = tmp_path / "raw"
     folder.mkdir()
@@ -239,5 +224,5 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "\\x1b[31m" in result.stderr
 
 
-def test_debug_shows_a_traceback(tmp_path: Path) -> None:
+def test_debug_shows_a_traceback(run: Run, tmp_path: Path) -> None:
     assert "Traceback" in run("convert", tmp_path / "nothing", tmp_path / "out.h5", "--debug").stderr

@@ -24,6 +24,7 @@ from bigconv.block import Block, Ragged
 from bigconv.cli.app import app
 from bigconv.cli.text import plural, printable, size
 from bigconv.schema import Field, Schema
+from tests.warm import Warm
 
 SUFFIXES = (".mmap", ".h5", ".lmdb", ".zarr")
 
@@ -299,16 +300,15 @@ def test_verify_names_every_fault(make_store, rows: Block, suffix: str) -> None:
     assert [(f["field"], f["start"], f["stop"]) for f in found] == expected
 
 
-def test_verify_in_its_own_process(stores: Path) -> None:
+def test_verify_in_its_own_process(stores: Path, warm: Warm) -> None:
     """Exit code 0, and with a flipped byte 1, as a CI job sees it."""
-    command = [sys.executable, "-c", "from bigconv.cli.app import main; main()", "inspect", "--verify"]
-    whole = subprocess.run([*command, stores / "out.h5"], capture_output=True, text=True, timeout=60)
+    whole = warm.command(["inspect", "--verify", stores / "out.h5"], stores)
     assert (whole.returncode, whole.stderr) == (0, "")
     assert "verified" in whole.stdout
     broken = stores / "broken.h5"
     broken.write_bytes((stores / "out.h5").read_bytes())
     flip(broken, bigconv.open(stores / "out.h5")[4]["image"].tobytes()[:64])
-    result = subprocess.run([*command, broken], capture_output=True, text=True, timeout=60)
+    result = warm.command(["inspect", "--verify", broken], stores)
     assert (result.returncode, result.stderr) == (1, "")
     assert "field image, rows 0 to 4" in result.stdout
 

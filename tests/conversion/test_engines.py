@@ -136,13 +136,13 @@ from test_engines import job_of
 from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.ranks import Rank
 from bigconv.conversion.run import Policy
-execute_parts(job_of(Path({dest!r}), Mortal(40, 1, {{}}, 0.05), {policy}))
+execute_parts(job_of(Path({dest!r}), Mortal(40, 1, {traps}, 0.05), {policy}))
 """
 
 
-def started(dest: Path, policy: str) -> subprocess.Popen[bytes]:
+def started(dest: Path, policy: str, traps: dict[int, str]) -> subprocess.Popen[bytes]:
     """A slow run of all parts in a process of its own."""
-    program = PROGRAM.format(here=str(HERE), dest=str(dest), policy=policy)
+    program = PROGRAM.format(here=str(HERE), dest=str(dest), policy=policy, traps=traps)
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -156,10 +156,11 @@ def until(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = Non
         time.sleep(0.02)
 
 
-def killed_after_a_part(dest: Path, policy: str, number: int = 0) -> None:
-    """Kill a run when a part is done and others aren't."""
+def killed_after_a_part(dest: Path, policy: str, number: int = 0, others: str = "hang") -> None:
+    """Kill a run when a part is done and others aren't: each of them has an input that hangs, as long as nobody says
+    otherwise."""
     job = job_of(dest, Mortal(40, 1, {}), Policy(1))
-    process = started(dest, policy)
+    process = started(dest, policy, {10 * part + 5: others for part in range(PARTS) if part != number})
     until(lambda: read_result(job, job.tasks[number]), process)
     process.kill()
     process.communicate()
@@ -415,7 +416,7 @@ def test_a_cluster_that_loses_clients_and_workers(
     """The client is killed, another goes on while a worker is killed with all its processes; a decoder crashes, too."""
     monkeypatch.chdir(tmp_path)
     dest, engine = tmp_path / "out", f"dask:{cluster.address}"
-    killed_after_a_part(dest, f"Policy(2, engine={engine!r})")
+    killed_after_a_part(dest, f"Policy(2, engine={engine!r})", others="")
     source = Mortal(40, 1, {}, 0.02, last=38, died=str(tmp_path / "died"))
     lost: list[int] = []
 

@@ -22,6 +22,7 @@ from bigconv.stores.memmap import Memmap
 from bigconv.testing.given import Given
 from bigconv.transforms.base import config
 from bigconv.view.table import open_view
+from tests.warm import Warm
 
 FUNCTIONS = """
 import os, sys, time
@@ -113,11 +114,11 @@ def test_a_function_that_ends_or_holds_the_process(name: str, message: str) -> N
     assert time.monotonic() - start < 20
 
 
-def test_what_a_function_prints_is_not_the_commands_result(capfd: pytest.CaptureFixture[str]) -> None:
-    make_steps(source(), [("map", "own.py:prints")], "cover")
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "noise" in err
+def test_what_a_function_prints_is_not_the_commands_result(here: Path, warm: Warm) -> None:
+    np.save("x.npy", np.arange(4))
+    done = warm.command(["convert", "x.npy", "out.h5", "--map", "own.py:prints", "--json"], here)
+    assert json.loads(done.stdout)["rows"] == 4
+    assert "noise" in done.stderr
 
 
 def test_rows_are_read_only_until_enough_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trapped import Trapped
+from trapped import Late, Trapped
 
 import bigconv
 from bigconv.conversion import build
@@ -80,6 +80,14 @@ def test_an_input_that_ends_its_worker_is_lost_alone(tmp_path: Path, trap: str, 
     told = rejects(path)
     assert [entry["path"] for entry in told] == [f"{i:04}.bin" for i in sorted(source.traps)]
     assert all(words in entry["error"] for entry in told)
+
+
+def test_what_a_worker_takes_to_start_is_no_inputs_time(tmp_path: Path) -> None:
+    """At first, and where a worker has died: torch takes seconds to import, longer on a busy machine."""
+    outcome = execute(plan_of(Late(4, 4, {3: "exit"})), tmp_path / "a.mmap", Policy(1, max_rejects="1", timeout=0.7))
+    assert outcome.rows == 3
+    [entry] = rejects(tmp_path / "a.mmap")
+    assert (entry["path"], "exit code 3" in entry["error"]) == ("0003.bin", True)
 
 
 def test_errors_of_a_worker_reach_the_user(tmp_path: Path) -> None:

@@ -82,3 +82,16 @@ class Trapped:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.name, "rows": self.rows}
+
+
+@dataclass(frozen=True, eq=False)
+class Late(Trapped):
+    """`Trapped`, but a process that is to read takes a second to start."""
+
+    def __reduce__(self) -> Any:
+        return _late, (self.rows, self.step, self.traps)
+
+
+def _late(rows: int, step: int, traps: dict[int, str]) -> Late:
+    time.sleep(1)
+    return Late(rows, step, traps)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from bigconv.errors import RowError, UsageError
 from bigconv.runtime import BatchOrder, Loader, StoreDataset
 from bigconv.schema import Field, Schema
 from bigconv.testing import cases
+from tests.warm import Warm
 
 Make = Callable[..., Path]
 SCHEMA = Schema((Field("x", "uint8", (30,)), Field("label", "int64", (), "label")))
@@ -293,14 +293,14 @@ def test_ctrl_c_while_waiting() -> None:
 
 
 @pytest.mark.parametrize("end", ["", "raise KeyboardInterrupt", "import sys; sys.exit(0)"])
-def test_the_process_ends_with_a_loop_half_done(dataset: StoreDataset, end: str) -> None:
+def test_the_process_ends_with_a_loop_half_done(dataset: StoreDataset, warm: Warm, tmp_path: Path, end: str) -> None:
     code = f"""
 from bigconv.runtime import Loader, StoreDataset
 iterator = iter(Loader(StoreDataset({str(dataset.view.paths[0])!r}), 2, threads=3))
 next(iterator)
 {end}
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = warm.python(code, tmp_path, whole=True)
     assert done.stderr.count("Traceback") == ("Keyboard" in end), done.stderr
     assert (done.returncode == 0) == ("Keyboard" not in end)
 

@@ -98,21 +98,24 @@ def test_groups_and_documents(make_store: Make, suffix: str) -> None:
     assert np.array_equal(got.numpy().reshape(-1), tokens.values[: got.numel()])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_workers_give_every_window_once(make_store: Make, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "suffix", "field", "length", "group"),
+    [
+        ("fork", ".lmdb", ("tokens",), 64, None),
+        ("forkserver", ".zarr", ("x", "y"), 32, None),
+        ("forkserver", ".h5", ("x", "y"), 4, "subject"),
+    ],
+)
+def test_workers_give_every_window_once(
+    make_store: Make, method: str, suffix: str, field: Any, length: int, group: str | None
+) -> None:
     """Also when the parent has read before; batches larger than a message go through shared memory."""
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
-    suffix, field, length, group = {
-        "fork": (".lmdb", ("tokens",), 64, None),
-        "spawn": (".zarr", ("x", "y"), 32, None),
-        "forkserver": (".h5", ("x", "y"), 4, "subject"),
-    }[method]
     dataset = WindowDataset(make_store(BLOCK, suffix, method), field, length, 2, 4, group)
     assert len(dataset) >= 60
     expected = [column.clone() for column in dataset[:]]
-    workers = 2 if method == "fork" else 1  # others import torch anew, seconds each
-    loader = DataLoader(dataset, batch_size=40, num_workers=workers, multiprocessing_context=method)
+    loader = DataLoader(dataset, batch_size=40, num_workers=2, multiprocessing_context=method)
     got = [torch.cat(column) for column in zip(*loader, strict=True)]
     assert all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(got, expected, strict=True))
 
