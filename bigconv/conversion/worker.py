@@ -6,6 +6,7 @@ The parent sends `("span", number, span)`, `("free", slot)` and `("stop",)`; the
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,7 @@ def main(pipe: Connection, work: Work, memory: int | None = None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr  # what a user's function prints must not land in --json
     end_with_parent()
+    gc.freeze()  # what the fork server imported stays: looking through it would copy its pages
     keep_memory()
     confine(memory)
     try:
