@@ -29,6 +29,7 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -54,6 +55,8 @@ _PLUGINS = {
 _DAMAGE = ("remature end", "bad Huffman code", "instead of RST", "Inconsistent progression")
 _FROM_PILLOW = r"PIL\."  # modules whose warnings are hushed
 
+Place = Callable[[int, int], Array]  # height and width -> C-contiguous `[height, width, 3] uint8` to write to
+
 
 class DecodeError(InputError):
     """Bytes that are no image, or a damaged one. The message is one line and names no file."""
@@ -73,23 +76,28 @@ def probe_file(path: str | bytes) -> tuple[int, int]:
     return Probe()(path)
 
 
-def decode(data: bytes, out: Array | None = None) -> Array:
+def decode(data: bytes, place: Place | None = None) -> Array:
     """Pixels of an image file, `[height, width, 3] uint8`.
 
-    With `out`, a C-contiguous `[height, width, 3] uint8`, they are written there and `out` is returned; an image of
-    another size is then an error. Raises `DecodeError`; `out` may then hold anything.
+    They are written to what `place(height, width)` gives, a C-contiguous array of that size, and that is returned. It
+    is asked again where a second decoder has to try. Raises `DecodeError`; the array may then hold anything.
     """
-    pixels = _decode_jpeg(data, out) if data[:3] == _JPEG else None
-    if pixels is None:
-        pixels = _decode_pillow(data)
-    if out is None or pixels is out:
+    if data[:3] == _JPEG:
+        found = _decode_jpeg(data, place)
+        if found is not None:
+            return found
+    return _placed(_decode_pillow(data), place)
+
+
+def _placed(pixels: Array, place: Place | None) -> Array:
+    if place is None:
         return pixels
-    _same_size(pixels.shape[0], pixels.shape[1], out)
+    out = place(pixels.shape[0], pixels.shape[1])
     out[...] = pixels
     return out
 
 
-def _decode_jpeg(data: bytes, out: Array | None) -> Array | None:
+def _decode_jpeg(data: bytes, place: Place | None) -> Array | None:
     """Pixels by simplejpeg; None where Pillow has to try."""
     import simplejpeg
 
@@ -103,10 +111,10 @@ def _decode_jpeg(data: bytes, out: Array | None) -> Array | None:
     turn = _jpeg_orientation(data)
     pixels: Array
     try:
-        if out is None or turn != 1:
+        if place is None or turn != 1:
             pixels = simplejpeg.decode_jpeg(data)
         else:
-            _same_size(height, width, out)
+            out = place(height, width)
             simplejpeg.decode_jpeg(data, buffer=out)
             return out
     except DecodeError:
@@ -115,7 +123,7 @@ def _decode_jpeg(data: bytes, out: Array | None) -> Array | None:
         if any(sign in str(error) for sign in _DAMAGE):
             _fail("JPEG", error)
         return None
-    return _turned(pixels, turn)
+    return _placed(_turned(pixels, turn), place)
 
 
 def _decode_pillow(data: bytes) -> Array:
@@ -300,11 +308,6 @@ def _check_size(height: int, width: int) -> None:
         raise DecodeError(f"{height}x{width} pixels")
     if height * width > MAX_PIXELS:
         raise DecodeError(f"{height}x{width} pixels are more than the {MAX_PIXELS:,} allowed")
-
-
-def _same_size(height: int, width: int, out: Array) -> None:
-    if (height, width, 3) != out.shape:
-        raise DecodeError(f"{height}x{width} pixels instead of {out.shape[0]}x{out.shape[1]}")
 
 
 def _jpeg_orientation(data: bytes) -> int:

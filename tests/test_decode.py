@@ -60,7 +60,7 @@ def check(data: bytes, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(pixels, expected)
     assert decode.probe(data) == expected.shape[:2]
     out = np.full_like(expected, 7)
-    assert decode.decode(data, out) is out
+    assert decode.decode(data, lambda *_: out) is out
     np.testing.assert_array_equal(out, expected)
 
 
@@ -262,11 +262,13 @@ def test_jpeg_bomb() -> None:
             use(bytes(data))
 
 
-def test_out_of_another_size() -> None:
-    out = np.empty((H, W + 1, 3), np.uint8)
+def test_a_place_is_asked_for_by_size_and_may_refuse() -> None:
+    def refused(height: int, width: int) -> np.ndarray:
+        raise DecodeError(f"{height}x{width} pixels instead of {H}x{W + 1}")
+
     for form in ("JPEG", "PNG"):
         with pytest.raises(DecodeError, match=f"{H}x{W} pixels instead of {H}x{W + 1}"):
-            decode.decode(encoded(Image.fromarray(smooth()), form), out)
+            decode.decode(encoded(Image.fromarray(smooth()), form), refused)
 
 
 def test_no_warning_leaks_in_any_thread() -> None:

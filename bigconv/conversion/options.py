@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -118,11 +118,20 @@ def _ends(name: str, extensions: tuple[str, ...]) -> bool:
     return name.lower().endswith(extensions)
 
 
+def _extensions(names: Sequence[str], known: Set[str]) -> Counter[str]:
+    """How often each extension is there. The last one of each name is found once, not asked for by every source."""
+    ends = Counter(os.path.splitext(name)[1].lower() for name in names)
+    for double in (e for e in known if e.count(".") > 1):  # .nii.gz
+        ends[double] = sum(_ends(name, (double,)) for name in names)
+    return ends
+
+
 def _of_folder(path: Path) -> str:
     below = (os.path.join(top, n) for top, _, files in os.walk(path) for n in files if not n.startswith("."))
     seen = list(islice(below, LOOK_AT))
     folders = {name: entry for name, entry in registry.SOURCES.items() if entry.takes != "files"}
-    counts = {name: sum(_ends(n, entry.extensions) for n in seen) for name, entry in folders.items()}
+    ends = _extensions(seen, {e for entry in folders.values() for e in entry.extensions})
+    counts = {name: sum(ends[e] for e in entry.extensions) for name, entry in folders.items()}
     fits = [name for name, n in counts.items() if n]
     if counts["geotiff"]:  # three sources read TIFFs: which one, the first tells; among other pictures they are such
         tiffs = [n for n in seen if _ends(n, registry.SOURCES["geotiff"].extensions)]

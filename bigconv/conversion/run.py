@@ -147,7 +147,8 @@ def fill(
 ) -> int:
     """Read and write the spans that are left, by `workers` processes or here; bytes of the values that were written.
 
-    Ends with a checkpoint. Raises `Interrupted` after one, at the end of a span, when `stopped()` says so.
+    No checkpoint at the end: it would wait for the disk, which writes on while all is read back. Raises `Interrupted`
+    after one, at the end of a span, when `stopped()` says so.
     """
     nbytes, spans = 0, plan.spans[build.spans :]
     items: Any = _serial(plan.work, spans)
@@ -170,8 +171,6 @@ def fill(
                 break
     finally:
         items.close()
-    if not policy.strict or not build.rejects:
-        build.checkpoint()
     return nbytes
 
 
@@ -189,9 +188,11 @@ def _judge(build: Build, plan: Plan, policy: Policy) -> None:
         raise strictly(build)
     all_there(plan, build.rows, build.rejects)
     if build.rejects > policy.allowed(inputs):
+        build.checkpoint()
         build.keep_unpublished()
         raise too_many(build.rejects, inputs, build.keep_rejects(), plan.file_a_row)
     if build.rows == 0 and inputs:
+        build.checkpoint()
         raise FindingsError("every input was left out: no row to publish")
 
 

@@ -7,6 +7,7 @@ started, and answers with `("item", number, inputs done, Shipment or None, rejec
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,8 @@ from bigconv.sources.base import Span
 MAX_SLOTS = 3  # one being filled, one on its way, one being written; and more while they are small:
 SLOT_BYTES = 32 << 20  # 32 MiB, so that a worker isn't stopped by a span before its own that is still being written
 
+KEPT_BYTES = 32 << 20  # 32 MiB: a block as it is read, and as steps have made it; no more counts (mallopt(3))
+
 
 def main(pipe: Connection, work: Work, memory: int | None = None) -> None:
     """Serve until told to stop, or until the parent is gone. `memory`: bytes that may be allocated."""
@@ -33,6 +36,8 @@ def main(pipe: Connection, work: Work, memory: int | None = None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr  # what a user's function prints must not land in --json
     end_with_parent()
+    gc.freeze()  # what the fork server imported stays: looking through it would copy its pages
+    keep_memory()
     confine(memory)
     try:
         _Worker(pipe, work).serve()
@@ -53,6 +58,19 @@ def end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def keep_memory() -> None:
+    """Have malloc hold on to freed memory: blocks of the same few sizes come again and again, and would each time be
+    given back and be had anew, as pages that the kernel has to clear. A hint, for glibc (mallopt(3))."""
+    try:
+        import ctypes
+
+        mallopt = ctypes.CDLL(None).mallopt
+    except (ImportError, OSError, AttributeError):  # not glibc
+        return
+    mallopt(-3, KEPT_BYTES)  # M_MMAP_THRESHOLD
+    mallopt(-1, KEPT_BYTES)  # M_TRIM_THRESHOLD
 
 
 class _Worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import xxhash
 
 from bigconv import decode, registry
 from bigconv.block import Array, Block, Column, Index, Ragged
@@ -19,11 +21,13 @@ from bigconv.schema import Field, Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
 from bigconv.sources.filelist import FileList
 from bigconv.sources.labels import Classes, class_names, numbered, told_of
+from bigconv.sources.room import Room
 
 EXTENSIONS = registry.SOURCES["images"].extensions
 RATIO = 8  # of a photo's pixels to its file, about: spans are planned before anything is decoded
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
+ROOM_BYTES = SPAN_BYTES + SPAN_BYTES // 4  # of a block of images of any size: the last one reaches over
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,42 +114,67 @@ class ImageFolder:
 
     def _read(self, start: int, stop: int) -> Iterator[Block | Reject]:
         image = self.schema["image"]
-        room = None if image.ragged else np.empty((stop - start, *image.item_shape), np.uint8)
+        digests: dict[int, tuple[int, int]] = {}
+        size = ROOM_BYTES if image.ragged else (stop - start) * image.row_bytes
+        one_size = None if image.ragged else image.item_shape
         encoded = image.kind == "encoded"
-        paths = self.files.paths(start, stop)
-        sizes = self.files.sizes[start:stop].tolist()
-        first, rows, held = start, [], 0  # files `first` to `i` are read and not yet yielded
-        for i in range(start, stop):
-            at = i - start
-            try:
-                data = _bytes(paths[at], sizes[at])
-                if room is not None:
-                    decode.decode(data, room[at])
-                elif encoded:
-                    decode.probe(data)
-                    rows.append(np.frombuffer(data, np.uint8))
-                else:
-                    rows.append(decode.decode(data))
-            except (InputError, OSError) as error:
-                if i > first:
-                    yield self._block(first, i, rows if room is None else room[first - start : at])
-                first, rows, held = i + 1, [], 0
-                yield self._reject(i, error)
-                continue
-            if room is None:
-                held += rows[-1].nbytes
-                if held >= SPAN_BYTES:
-                    yield self._block(first, i + 1, rows)
-                    first, rows, held = i + 1, [], 0
-        if stop > first:
-            yield self._block(first, stop, rows if room is None else room[first - start :])
 
-    def _block(self, start: int, stop: int, images: Array | list[Array]) -> Block:
-        column = Ragged.of(images, self.schema["image"]) if isinstance(images, list) else images
+        def place(height: int, width: int) -> Array:
+            if one_size is not None and (height, width, 3) != one_size:
+                raise decode.DecodeError(f"{height}x{width} pixels instead of {one_size[0]}x{one_size[1]}")
+            return room.place(height * width * 3).reshape(height, width, 3)
+
+        room = Room(size)
+        self.__dict__["_digests"] = digests
+        shapes: list[tuple[int, ...]] = []  # of the images in the room: they end before file `i`
+        paths = self.files.paths(start, stop)
+        for i, path, nbytes in zip(range(start, stop), paths, self.files.sizes[start:stop].tolist(), strict=True):
+            bad = None
+            try:
+                data = _bytes(path, nbytes)
+                if encoded:
+                    decode.probe(data)
+                    room.place(nbytes)[:] = np.frombuffer(data, np.uint8)
+                    shapes.append((nbytes,))
+                else:
+                    shapes.append(decode.decode(data, place).shape)
+                room.keep()
+                digests[i] = struct.unpack(">qq", xxhash.xxh3_128_digest(data))
+            except (InputError, OSError) as error:
+                bad = self._reject(i, error)
+            if bad is None and (not image.ragged or room.kept.nbytes < SPAN_BYTES):
+                continue
+            if shapes:
+                yield self._block(i + (bad is None), shapes, room.kept)
+                shapes = []
+                room = Room(size)
+            if bad is not None:
+                yield bad
+        if shapes:
+            yield self._block(stop, shapes, room.kept)
+
+    def _block(self, stop: int, shapes: list[tuple[int, ...]], values: Array) -> Block:
+        """The images of the files that end before `stop`. `values`: uint8 `[bytes]`, one after another."""
+        image, start = self.schema["image"], stop - len(shapes)
+        column: Column
+        if image.ragged:
+            extents = np.array(shapes, np.int64)
+            ends = np.concatenate([[0], np.cumsum(np.prod(extents, axis=1))])
+            column = Ragged(values, ends, extents if image.has_shapes else None)
+        else:
+            column = values.reshape(len(shapes), *image.item_shape)
         columns: dict[str, Column] = {"image": column}
         if self.labels is not None:
             columns["label"] = self.labels[start:stop].copy()  # a step may write into the block
         return Block(self.schema, columns, origins(np.arange(start, stop)))
+
+    def file_digest(self, i: int) -> tuple[int, int]:
+        """As `FileList.digest`; of files that were just read, from the bytes that their rows were made of."""
+        found: tuple[int, int] | None = self.__dict__.get("_digests", {}).get(i)
+        return found or self.files.digest(i)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_digests"}
 
     def _reject(self, i: int, error: Exception) -> Reject:
         stage = "decode" if isinstance(error, decode.DecodeError) else "read"

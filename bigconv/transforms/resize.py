@@ -109,14 +109,14 @@ class Resize(OnImages):
             if channels is None:
                 raise UsageError(f"--resize: the number of channels of field {field.name} varies")
             if isinstance(column, Ragged):
-                out = np.zeros((len(column), self.height, self.width, channels), np.uint8)
+                out = self._canvas(len(column), channels)
                 for i, image in enumerate(column):
                     image = transposed(image, "hwc") if chw else image
                     # Not image[None]: torch takes its stride of 0 for another layout, which is 3 times slower.
                     self._into(out[i : i + 1], image.reshape(1, *image.shape))
             else:
                 images = transposed(column, "hwc") if chw else column
-                out = np.zeros((len(images), self.height, self.width, channels), np.uint8)
+                out = self._canvas(len(images), channels)
                 if len(images):
                     self._into(out, images)
             block = block.with_column(self._field(field, channels), transposed(out, "chw") if chw else out)
@@ -126,8 +126,13 @@ class Resize(OnImages):
         size = (self.height, self.width)
         return field.with_(shape=(*size, channels) if field.layout == "hwc" else (channels, *size))
 
+    def _canvas(self, rows: int, channels: int) -> Array:
+        """`[rows, height, width, channels] uint8`, black where images don't cover all of it."""
+        make = np.zeros if self.fit == "contain" else np.empty
+        return make((rows, self.height, self.width, channels), np.uint8)
+
     def _into(self, out: Array, images: Array) -> None:
-        """`[rows, h, w, c] uint8` into the black `out`, `[rows, height, width, c] uint8`."""
+        """`[rows, h, w, c] uint8` into a canvas, `[rows, height, width, c] uint8`."""
         part, room = self._frame(*images.shape[1:3])
         images, out = images[:, *part], out[:, *room]
         height, width = out.shape[1:3]

@@ -318,3 +318,32 @@ def test_links_out_of_the_folder_are_passed_over(tmp_path: Path) -> None:
     (root / "b.png").symlink_to(tmp_path / "secret/b.png")
     os.mkfifo(root / "pipe.png")
     assert ImageFolder.find([root]).inputs == 1
+
+
+def test_blocks_of_images_larger_than_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = fill_sizes(tmp_path, [(3, 4), (40, 30), (5, 5), (8, 2), (50, 60)])
+    monkeypatch.setattr(images, "SPAN_BYTES", 400)
+    monkeypatch.setattr(images, "ROOM_BYTES", 100)
+    source = ImageFolder.find([tmp_path])
+    blocks = list(source.read(Span(0, len(names))))  # held all together: none may be written over
+    assert [len(b) for b in blocks if isinstance(b, Block)] == [2, 3]
+    got = [row for b in blocks if isinstance(b, Block) for row in b["image"]]
+    for row, want in zip(got, expected(tmp_path, names), strict=True):
+        np.testing.assert_array_equal(row, want)
+
+
+def fill_sizes(root: Path, sizes: list[tuple[int, int]]) -> list[str]:
+    names = [f"{i}.png" for i in range(len(sizes))]
+    for i, (name, (height, width)) in enumerate(zip(names, sizes, strict=True)):
+        picture(i, height, width).save(root / name)
+    return names
+
+
+def test_digests_are_of_the_bytes_that_were_decoded(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.png", "b.png"])
+    source = ImageFolder.find([tmp_path])
+    wanted = [source.files.digest(i) for i in range(2)]
+    assert len(read(source)[0]) == 1
+    (tmp_path / "a.png").write_bytes(b"another")
+    assert [source.file_digest(i) for i in range(2)] == wanted
+    assert pickle.loads(pickle.dumps(source)).file_digest(0) == source.files.digest(0) != wanted[0]
