@@ -13,6 +13,7 @@ import numpy as np
 
 from bigconv import __version__, fsio, provenance
 from bigconv.block import Index
+from bigconv.class_counts import ClassCounts
 from bigconv.conversion import journal
 from bigconv.conversion.plan import Plan, differences
 from bigconv.conversion.task import Item
@@ -164,10 +165,11 @@ class Build:
         )
         # a part that begins with a canonical block of the dataset has the dataset's: nothing is hashed twice
         inner = InnerDigester(schema, start) if start is not None and start % block_rows(schema) else None
-        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks, inner)
+        counts = ClassCounts(schema)
+        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks, inner, counts)
         self.inner = digests.whole() if inner is None else inner.finish()
         self.writer.attach(provenance.NAME, self._provenance().to_bytes())
-        manifest = Manifest(**{**vars(manifest), "digests": digests})
+        manifest = Manifest(**{**vars(manifest), "digests": digests, "counts": counts.finish()})
         manifest = Manifest(**{**vars(manifest), "files": self.plan.store.files(self.work)})
         self.writer.seal(manifest)
         fsio.sync_tree(self.work)
@@ -241,11 +243,16 @@ def begin_anew(folder: Path, plan: Plan) -> None:
     journal.write_plan(folder / PLAN, document)
 
 
-def prove(opened: Opened, blocks: list[tuple[int, str]], inner: InnerDigester | None = None) -> Digests:
+def prove(
+    opened: Opened,
+    blocks: list[tuple[int, str]],
+    inner: InnerDigester | None = None,
+    counts: ClassCounts | None = None,
+) -> Digests:
     """Read a laid-out store back as a user will, and compare each block with what its maker saw.
 
-    Gives the canonical digests of the same reading, and `inner` the rows. Raises `IncompleteStore` naming field and
-    rows.
+    Gives the canonical digests of the same reading; `inner` and `counts` get the rows. Raises `IncompleteStore` naming
+    field and rows.
     """
     schema = opened.manifest.schema
     digester = Digester(schema)
@@ -265,6 +272,8 @@ def prove(opened: Opened, blocks: list[tuple[int, str]], inner: InnerDigester | 
             digester.update(block)
             if inner is not None:
                 inner.update(block)
+            if counts is not None:
+                counts.update(block)
         start += rows
     view.close()
     return digester.finish()

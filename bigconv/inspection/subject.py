@@ -56,8 +56,9 @@ class Subject:
 
     def warnings(self, stats: Sequence[FieldStats] | None = None) -> list[Complaint]:
         rejected = 0 if self.raw is None or self.raw.rows is None else self.raw.rows.rejected
+        counts = {} if self.opened is None else self.opened.manifest.counts
         known = (self.paths[0], self.opened is not None, self.container, self.datasets, self.rows, stats, rejected)
-        return warnings(Facts(*known))
+        return warnings(Facts(*known, counts))
 
     def side(self) -> Side:
         """For a comparison. Raises `InputError` where there are no rows to compare."""

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from bigconv import dataset, provenance
+from bigconv.class_counts import Counts, told
 from bigconv.digest import Digester
 from bigconv.errors import StoreError
+from bigconv.schema import Field
 from bigconv.view.opening import Opened, OpenedDataset
 from bigconv.view.table import StoreView
 
@@ -152,7 +154,10 @@ def describe(opened: Opened) -> dict[str, Any]:
         "store": manifest.store,
         "rows": manifest.rows,
         "bytes": opened.bytes(),
-        "fields": [{**f.to_json(), "layout": laid_out[f.name], "axes": f.layout} for f in manifest.schema],
+        "fields": [
+            {**f.to_json(), "layout": laid_out[f.name], "axes": f.layout, **_counts(f, manifest.counts)}
+            for f in manifest.schema
+        ],
         "source": dict(manifest.source),
         "recipe": dict(manifest.recipe),
         "content_digest": manifest.content_digest,
@@ -160,6 +165,10 @@ def describe(opened: Opened) -> dict[str, Any]:
         "bigconv_version": manifest.bigconv_version,
         **parts,
     }
+
+
+def _counts(f: Field, counts: Counts) -> dict[str, Any]:
+    return {"counts": told(f, counts[f.name])} if f.name in counts else {}
 
 
 def head(opened: Opened, rows: int) -> list[dict[str, Any]]:
