@@ -28,6 +28,10 @@ from bigconv.view.table import StoreView
 
 PROVENANCE = "provenance"  # in DEST.partial: of work that is whole and wasn't published
 PLAN = "plan.json"  # in DEST.partial: what is being made
+#: all that may stand in DEST.partial beside the store; some of it is made by parts.py, ranks.py and shard_fields.py
+NOTES = frozenset(
+    (PLAN, PROVENANCE, "lock", "journal", "origin", "seen", "rejects.jsonl", "results", "cut", "ranks", "fields")
+)
 CHECKPOINT_SECONDS = 5.0  # at least; a checkpoint that takes long is followed by a longer stretch
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into checkpoints
 
@@ -61,7 +65,7 @@ class Build:
                 self.journal.close()
             begin_anew(self.folder, self.plan)
             self.journal = journal.Journal(self.folder / "journal", hashed)
-        self.work = self.folder / self.dest.name
+        self.work = work_path(self.folder, self.dest)
         store: Store = self.plan.store
         self.blocks: list[tuple[int, str]] = []
         self.spans = self.rows = self.rejects = 0
@@ -216,6 +220,11 @@ def building(dest: Path, plan: Plan, restart: bool = False) -> Iterator[Build]:
 
 def partial_folder(dest: Path) -> Path:
     return dest.with_name(dest.name + ".partial")
+
+
+def work_path(folder: Path, dest: Path) -> Path:
+    """Where a destination is made in its folder of unfinished work: under its own name, unless a note there has it."""
+    return folder / (f"{dest.name}.store" if dest.name.lower() in NOTES else dest.name)
 
 
 def rejects_file(dest: Path) -> Path:

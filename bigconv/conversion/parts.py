@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from bigconv import class_counts, fsio
 from bigconv.class_counts import Counts
-from bigconv.conversion.build import building, partial_folder, rejects_file
+from bigconv.conversion.build import building, partial_folder, rejects_file, work_path
 from bigconv.conversion.parts_cut import PartPlan, PartSpec, part_hash, part_plan
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, Progress, all_there, fill, strictly
@@ -65,7 +65,7 @@ class Job:
     @property
     def work(self) -> Path:
         """What will be the destination."""
-        return self.folder / self.dest.name
+        return work_path(self.folder, self.dest)
 
     @property
     def tasks(self) -> list[Task]:
