@@ -41,6 +41,7 @@ def command(
     resize: Annotated[
         str | None, typer.Option("--resize", metavar="S|HxW", help="Resize raw images, before and after conversion.")
     ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="What raw data is, where its files don't tell.")] = None,
     step_ms: Annotated[
         float, typer.Option("--step-ms", metavar="T", help="A training step takes T ms: how busy is the accelerator?")
     ] = 0.0,
@@ -97,7 +98,7 @@ def command(
         raise UsageError("--json and --markdown both write to stdout: choose one")
     if fail_if_slower is not None and baseline is None:
         raise UsageError("--fail-if-slower needs a --baseline to compare with: a report of bench --json")
-    if workload is not None and (paths or stores or fields or transform or resize or batch_size or step_ms):
+    if workload is not None and (paths or stores or fields or transform or resize or from_ or batch_size or step_ms):
         raise UsageError("--workload makes its own data, with its own batches and steps: leave the other options out")
     _check_output(plot, html)
     import bigconv.runtime  # noqa: F401  says what to install where torch is missing
@@ -107,7 +108,16 @@ def command(
     limit = None if fail_if_slower is None else baselines.share(fail_if_slower)
     old = None if baseline is None else baselines.load(baseline)
     question = api.Question(
-        _workers(workers), batch_size, _names(fields), access, transform, _size(resize), step_ms, seconds, cold
+        _workers(workers),
+        batch_size,
+        _names(fields),
+        access,
+        transform,
+        _size(resize),
+        step_ms,
+        seconds,
+        cold,
+        from_=from_,
     )
     chosen = list(paths or [])
     if workload is None and stores is None and not chosen:
