@@ -149,7 +149,7 @@ def test_samples_that_cannot_be_stacked(bench: Bench, make_store: Callable[..., 
 
 
 def test_folder_of_several_kinds(bench: Bench, store: Path, tmp_path: Path) -> None:
-    """Bench has what its error suggests, for the raw files and for a trial of them, and the command it gives says so."""
+    """Bench has what its error suggests, also for a trial, and the command it gives says so."""
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(tmp_path / "1.png")
     Image.fromarray(np.ones((8, 9, 3), np.uint8)).save(tmp_path / "2.png")
     (tmp_path / "notes.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
