@@ -19,20 +19,20 @@ def command(
         list[Path] | None,
         typer.Argument(
             metavar="[PATH...]",
-            help="Stores, raw folders or files, or a report of an earlier run (default: the stores in this folder).",
+            help="Stores, raw folders or files, or a report of an earlier run [the stores in this folder].",
             show_default=False,
         ),
     ] = None,
     workers: Annotated[
-        str | None, typer.Option("--workers", metavar="N|0,2,4", help="Up to N workers (default: cores), or this list.")
+        str | None, typer.Option("--workers", metavar="N|0,2,4", help="Up to N workers, or this list [cores].")
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", metavar="N", help="Samples (default: 256, or less than 64 MiB).", min=1),
+        typer.Option("--batch-size", metavar="N", help="Samples a batch [256, in up to 64 MiB].", min=1),
     ] = None,
     fields: Annotated[str | None, typer.Option("--fields", metavar="A,B", help="Read these fields only.")] = None,
     access: Annotated[
-        str, typer.Option("--access", help="shuffled | sequential | window (shuffled within windows).")
+        str, typer.Option("--access", metavar="ORDER", help="shuffled | sequential | window (shuffled within windows).")
     ] = "shuffled",
     transform: Annotated[
         str | None,
@@ -41,11 +41,19 @@ def command(
     resize: Annotated[
         str | None, typer.Option("--resize", metavar="S|HxW", help="Resize raw images, before and after conversion.")
     ] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="What raw data is, where its files don't tell.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="What raw data is, where its files don't tell.")
+    ] = None,
     step_ms: Annotated[
-        float, typer.Option("--step-ms", metavar="T", help="A training step takes T ms: how busy is the accelerator?")
+        float,
+        typer.Option(
+            "--step-ms",
+            metavar="T",
+            help="Milliseconds of a training step: how busy is the accelerator?",
+            show_default=False,
+        ),
     ] = 0.0,
-    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="Take about so long.")] = 20.0,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="About how long to measure.")] = 20.0,
     cold: Annotated[bool, typer.Option("--cold", help="Measure reading from storage, too.")] = False,
     stores: Annotated[
         str | None,
@@ -60,13 +68,16 @@ def command(
         str | None,
         typer.Option(
             "--workload",
-            help="Shapes of MLPerf Storage: unet3d | resnet50 | cosmoflow.",
+            metavar="NAME",
+            help="Data as in MLPerf Storage: unet3d | resnet50 | cosmoflow.",
             rich_help_panel="Raw data and workloads",
         ),
     ] = None,
     size: Annotated[
         str,
-        typer.Option("--size", metavar="512MB", help="Data to make.", rich_help_panel="Raw data and workloads"),
+        typer.Option(
+            "--size", metavar="512MB", help="Data that --workload makes.", rich_help_panel="Raw data and workloads"
+        ),
     ] = "512MB",
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown on stdout.", rich_help_panel="Output")

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 MOST = 20  # of a list; --json has all
 MOST_DATASETS = 200
-CLASSES = 12
+CLASSES = 12  # whose counts --stats shows
+NAMED = 8  # classes of a field, unasked
 PARTS = 8  # of a sharded directory; those between are counted
 
 
@@ -134,7 +135,7 @@ def _classes(out: Console, schema: Schema, counts: Counts) -> None:
             found = named(f, counts[f.name])
             classes = [f"{label if name is None else name} ({n:,})" for label, name, n in found]
         if classes:
-            shown = ", ".join(classes[:CLASSES]) + (f", … ({len(classes):,} in all)" if len(classes) > CLASSES else "")
+            shown = ", ".join(classes[:NAMED]) + (f", … ({len(classes):,} in all)" if len(classes) > NAMED else "")
             _line(out, f"{f.name} classes: {shown}")
 
 
