@@ -53,6 +53,7 @@ class Facts:
     stats: Sequence[FieldStats] | None = None
     rejected: int = 0
     counts: Counts = default(default_factory=dict)  # rows of each class, as a manifest has them
+    gaps: str | None = None  # what was not all there of what was, or would be, converted
 
     @property
     def count(self) -> int | None:
@@ -84,6 +85,9 @@ def _whole(facts: Facts) -> Iterator[Complaint]:
     ):
         problem = "no provenance: nothing tells which file made a row"
         yield Complaint("no-provenance", (), problem, f"bigconv convert SOURCE {shlex.quote(str(path))} --overwrite")
+    if facts.gaps is not None:
+        again = f"bigconv convert SOURCE {shlex.quote(str(path))} --overwrite" if facts.ours else _convert(facts)
+        yield Complaint("gaps", (), facts.gaps, f"{again}  # if they are lost, once they are back")
     rejects = path.with_name(path.name + ".rejects.jsonl") if path.name else path
     if rejects.is_file():
         with rejects.open("rb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from bigconv.errors import StoreError
 from bigconv.schema import Field
 from bigconv.view.opening import Opened, OpenedDataset
 from bigconv.view.table import StoreView
+from bigconv.words import plural
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,15 @@ def describe(opened: Opened) -> dict[str, Any]:
 
 def _counts(f: Field, counts: Counts) -> dict[str, Any]:
     return {"counts": told(f, counts[f.name])} if f.name in counts else {}
+
+
+def gaps(source: Mapping[str, Any]) -> str | None:
+    """What was not all there of a source, by what it says of itself; None where nothing was missing."""
+    missing = source.get("chunks_missing")
+    if not isinstance(missing, int) or not missing:
+        return None
+    have, read = ("has", "reads") if missing == 1 else ("have", "read")
+    return f"{plural(missing, 'chunk')} of the Zarr source {have} no file and {read} as the fill value"
 
 
 def head(opened: Opened, rows: int) -> list[dict[str, Any]]:
