@@ -17,6 +17,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 
+from bigconv import class_counts
 from bigconv.digest import ALGORITHM, DIGEST_BYTES, Digests, block_rows
 from bigconv.errors import IncompleteStore
 from bigconv.manifest import Manifest, count, mapping, parsing, sealed, unsealed
@@ -113,6 +114,7 @@ class DatasetManifest(Manifest):
                 "recipe": dict(self.recipe),
                 "plan": self.plan,
                 "parts": [part.to_json() for part in self.parts],
+                **self.counts_to_json(),
             }
         )
 
@@ -140,6 +142,7 @@ class DatasetManifest(Manifest):
                 recipe=mapping(body["recipe"]),
                 bigconv_version=str(body["bigconv_version"]),
                 plan=str(body["plan"]),
+                counts=class_counts.from_json(body.get("counts", {}), schema, rows),
                 parts=parts,
                 recorded=recorded,
             )

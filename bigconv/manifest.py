@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from dataclasses import field as default
 from typing import Any
 
+from bigconv import class_counts
+from bigconv.class_counts import Counts
 from bigconv.digest import ALGORITHM, DIGEST_BYTES, Digests
 from bigconv.errors import IncompleteStore, LaterVersion, SchemaError
 from bigconv.schema import Schema
@@ -37,6 +39,7 @@ class Manifest:
     # path below the store (`.`: the file itself) -> bytes and xxh3-128, hex; what holds the manifest is left out
     files: Mapping[str, tuple[int, str]] = default(default_factory=dict)
     plan: str = ""  # hex SHA-256 over source, recipe and file list: tells an unchanged conversion
+    counts: Counts = default(default_factory=dict)  # rows of each class; of no field where an early version wrote it
 
     @property
     def content_digest(self) -> str:
@@ -62,8 +65,13 @@ class Manifest:
             "recipe": dict(self.recipe),
             "files": {name: list(entry) for name, entry in self.files.items()},
             "plan": self.plan,
+            **self.counts_to_json(),
         }
         return sealed(body)
+
+    def counts_to_json(self) -> dict[str, Any]:
+        """The key of the counts, where there are any: what has no labels is written as it always was."""
+        return {"counts": class_counts.to_json(self.counts)} if self.counts else {}
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str) -> Manifest:
@@ -96,6 +104,7 @@ class Manifest:
             bigconv_version=str(body["bigconv_version"]),
             files=files,
             plan=str(body["plan"]),
+            counts=class_counts.from_json(body.get("counts", {}), schema, rows),
         )
 
 

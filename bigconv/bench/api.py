@@ -42,6 +42,7 @@ class Question:
     seconds: float = SECONDS
     cold: bool = False
     only: Setting | None = None
+    from_: str | None = None
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
@@ -216,10 +217,11 @@ def _local_subject(path: Path, asked: Question) -> Subject:
 
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    if registry.recognise(path) is None and path.suffix not in registry.extensions("store"):
+    raw = registry.recognise(path) is None and path.suffix not in registry.extensions("store")
+    if raw or asked.from_ is not None:
         if asked.fields is not None or asked.transform is not None:
             raise UsageError(f"{path}: raw files have neither --fields nor --transform: convert them first")
-        return raw_subject([path], asked.batch_size, asked.access, asked.resize)
+        return raw_subject([path], asked.batch_size, asked.access, asked.resize, asked.from_)
     if asked.resize is not None:
         raise UsageError(f"{path}: --resize is for raw images; a store's rows are as they are")
     transform = None

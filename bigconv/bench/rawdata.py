@@ -75,7 +75,8 @@ def raw_dataset(source: Any, paths: list[Path], size: tuple[int, int] | None) ->
         return RawArrayFolder(source), [Path(source.files.path(i)) for i in range(len(source.files))]
     if source.name == "arrays" and all(path.suffix == ".npy" for path in paths):
         return RawArrays(paths), paths
+    option = f" --from {source.name}" if paths[0].is_dir() else ""
     raise UsageError(
         f"{paths[0]}: {source.name} files have no random access, so there is nothing to measure before conversion.\n"
-        f"Convert a sample and measure that: bigconv bench {paths[0]} --stores h5,zarr,lmdb,mmap"
+        f"Convert a sample and measure that: bigconv bench {paths[0]}{option} --stores h5,zarr,lmdb,mmap"
     )

@@ -36,4 +36,5 @@ def saved(path: Path, asked: Question) -> tuple[list[Path], Question]:
         transform=asked.transform or subject.get("transform"),
         step_ms=asked.step_ms or subject["step_ms"],
         resize=asked.resize or resize,
+        from_=asked.from_ or subject.get("from"),
     )

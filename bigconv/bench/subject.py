@@ -171,20 +171,28 @@ def store_subject(
 
 
 def raw_subject(
-    paths: Sequence[Path], batch_size: int | None, access: str, size: tuple[int, int] | None = None
+    paths: Sequence[Path],
+    batch_size: int | None,
+    access: str,
+    size: tuple[int, int] | None = None,
+    from_: str | None = None,
 ) -> Subject:
-    """Raw files, read one by one as people do today. Raises `InputError` for what isn't recognised."""
+    """Raw files, read one by one as people do today; `from_`: what they are, where a folder has several kinds.
+
+    Raises `InputError` for what isn't recognised.
+    """
     from bigconv.bench.rawdata import raw_dataset
     from bigconv.conversion.options import find_source
 
-    source = find_source(paths, None, {}, {"sizes_matter": False})
+    source = find_source(paths, from_, {}, {"sizes_matter": False})
     dataset, files = raw_dataset(source, list(paths), size)
     if batch_size is None:
         first = dataset[0]
         batch_size = _batch_size(sum(_bytes(value) for value in first.values()), len(dataset))  # type: ignore[arg-type]
     name = paths[0].name or str(paths[0])
     made = "...  # your own dataset of these files"
-    return _checked(Subject(name, "raw", dataset, tuple(files), batch_size, access, made, (), {"resize": size}))
+    options = {"resize": size, "from": from_}
+    return _checked(Subject(name, "raw", dataset, tuple(files), batch_size, access, made, (), options))
 
 
 def _checked(subject: Subject) -> Subject:

@@ -105,7 +105,7 @@ def _choices(paths: Sequence[Path], stores: Sequence[str], asked: Question) -> l
         found.append(Choice(extension[0][1:], extension[0]))
     from bigconv.conversion.options import recognise
 
-    if asked.resize is None and recognise(paths) == "images":
+    if asked.resize is None and (asked.from_ or recognise(paths)) == "images":
         # images of one size can be decoded at read: many times smaller, and slower unless there are cores to spare
         found.append(Choice(f"{found[0].name}, encoded", found[0].extension, keep_encoded=True))
     return found
@@ -136,7 +136,7 @@ def _request(paths: Sequence[Path], choice: Choice, dest: Path, limit: int, aske
     steps = (("resize", f"{asked.resize[0]}x{asked.resize[1]}"),) if asked.resize else ()
     policy = Policy(workers=processes.cores(), max_rejects="100%")
     options: dict[str, Any] = {"keep_encoded": choice.keep_encoded, "label_from": None}
-    return Request(tuple(paths), dest, steps=steps, limit=limit, policy=policy, options=options)
+    return Request(tuple(paths), dest, from_=asked.from_, steps=steps, limit=limit, policy=policy, options=options)
 
 
 def _converted(
@@ -165,7 +165,7 @@ def _quick(asked: Question) -> Question:
 
 def _raw(paths: Sequence[Path], asked: Question) -> Subject:
     """The raw files, as people read them today."""
-    subject = raw_subject(paths, asked.batch_size, asked.access, asked.resize)
+    subject = raw_subject(paths, asked.batch_size, asked.access, asked.resize, asked.from_)
     return replace(subject, name=f"{subject.name}, raw files")
 
 
@@ -181,6 +181,8 @@ def _best(answers: Sequence[Answer]) -> Answer:
 def _extra(paths: Sequence[Path], best: Answer, answers: Sequence[Answer], asked: Question) -> dict[str, Any]:
     """The command that makes the winner, and why it won."""
     words = ["bigconv", "convert", *map(address, paths), f"train.{best.subject.name.split(', ')[0]}"]
+    if asked.from_:
+        words += ["--from", asked.from_]
     if asked.resize:
         words += ["--resize", f"{asked.resize[0]}x{asked.resize[1]}"]
     if best.facts["keep_encoded"]:

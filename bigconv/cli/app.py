@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated, Any
 
 import typer
 
-from bigconv.cli import bench, convert, inspect, options, shard
+from bigconv.cli import bench, convert, help, inspect, options, shard  # noqa: A004  it is what it draws
 from bigconv.errors import READER_LEFT
 
 app = typer.Typer(
     name="bigconv",
+    cls=help.Group,
     help="Turn raw files into training-ready stores, prove that nothing was lost, read them back at memory speed.",
-    no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert", cls=options.InOrder)(convert.command)
-app.command("shard")(shard.command)
-app.command("inspect")(inspect.command)
-app.command("bench")(bench.command)
+app.command("shard", cls=help.Command)(shard.command)
+app.command("inspect", cls=help.Command)(inspect.command)
+app.command("bench", cls=help.Command)(bench.command)
 
 REFUSED = 2
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -30,8 +32,8 @@ def main() -> None:
     """Entry point of `bigconv`: exit codes as the documentation lists them."""
     debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=True)
-    except KeyboardInterrupt:
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="bigconv", standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         sys.exit(130)
     except SystemExit as ended:
@@ -47,6 +49,11 @@ def main() -> None:
         if isinstance(error, BigconvError):
             _say(str(error))
             sys.exit(error.exit_code)
+        if hasattr(
+            error, "format_message"
+        ):  # what typer raises for what was typed; each of its versions has it elsewhere
+            _say(_typed_wrong(error))
+            sys.exit(REFUSED)
         if isinstance(error, BrokenPipeError):
             sys.exit(READER_LEFT)
         if isinstance(error, MemoryError):
@@ -54,6 +61,30 @@ def main() -> None:
             sys.exit(REFUSED)
         _say(f"a bug in bigconv: {type(error).__name__}: {error}\nRun it again with --debug and report what it prints.")
         sys.exit(BUG)
+
+
+def _typed_wrong(error: Any) -> str:
+    """What is wrong with the command line, and who says what would be right."""
+    message: str = error.format_message().strip().rstrip(".")
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "bigconv"
+    return f"{message[:1].lower()}{message[1:]}.\nSee: {command} --help"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from bigconv import __version__
+
+        typer.echo(f"bigconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """As the app says."""
 
 
 def _say(message: str) -> None:

@@ -19,20 +19,20 @@ def command(
         list[Path] | None,
         typer.Argument(
             metavar="[PATH...]",
-            help="Stores, raw folders or files, or a report of an earlier run (default: the stores in this folder).",
+            help="Stores, raw folders or files, or a report of an earlier run [the stores in this folder].",
             show_default=False,
         ),
     ] = None,
     workers: Annotated[
-        str | None, typer.Option("--workers", metavar="N|0,2,4", help="Up to N workers (default: cores), or this list.")
+        str | None, typer.Option("--workers", metavar="N|0,2,4", help="Up to N workers, or this list [cores].")
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", metavar="N", help="Samples (default: 256, or less than 64 MiB).", min=1),
+        typer.Option("--batch-size", metavar="N", help="Samples a batch [256, in up to 64 MiB].", min=1),
     ] = None,
     fields: Annotated[str | None, typer.Option("--fields", metavar="A,B", help="Read these fields only.")] = None,
     access: Annotated[
-        str, typer.Option("--access", help="shuffled | sequential | window (shuffled within windows).")
+        str, typer.Option("--access", metavar="ORDER", help="shuffled | sequential | window (shuffled within windows).")
     ] = "shuffled",
     transform: Annotated[
         str | None,
@@ -41,10 +41,19 @@ def command(
     resize: Annotated[
         str | None, typer.Option("--resize", metavar="S|HxW", help="Resize raw images, before and after conversion.")
     ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="What raw data is, where its files don't tell.")
+    ] = None,
     step_ms: Annotated[
-        float, typer.Option("--step-ms", metavar="T", help="A training step takes T ms: how busy is the accelerator?")
+        float,
+        typer.Option(
+            "--step-ms",
+            metavar="T",
+            help="Milliseconds of a training step: how busy is the accelerator?",
+            show_default=False,
+        ),
     ] = 0.0,
-    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="Take about so long.")] = 20.0,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="About how long to measure.")] = 20.0,
     cold: Annotated[bool, typer.Option("--cold", help="Measure reading from storage, too.")] = False,
     stores: Annotated[
         str | None,
@@ -59,13 +68,16 @@ def command(
         str | None,
         typer.Option(
             "--workload",
-            help="Shapes of MLPerf Storage: unet3d | resnet50 | cosmoflow.",
+            metavar="NAME",
+            help="Data as in MLPerf Storage: unet3d | resnet50 | cosmoflow.",
             rich_help_panel="Raw data and workloads",
         ),
     ] = None,
     size: Annotated[
         str,
-        typer.Option("--size", metavar="512MB", help="Data to make.", rich_help_panel="Raw data and workloads"),
+        typer.Option(
+            "--size", metavar="512MB", help="Data that --workload makes.", rich_help_panel="Raw data and workloads"
+        ),
     ] = "512MB",
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown on stdout.", rich_help_panel="Output")
@@ -97,7 +109,7 @@ def command(
         raise UsageError("--json and --markdown both write to stdout: choose one")
     if fail_if_slower is not None and baseline is None:
         raise UsageError("--fail-if-slower needs a --baseline to compare with: a report of bench --json")
-    if workload is not None and (paths or stores or fields or transform or resize or batch_size or step_ms):
+    if workload is not None and (paths or stores or fields or transform or resize or from_ or batch_size or step_ms):
         raise UsageError("--workload makes its own data, with its own batches and steps: leave the other options out")
     _check_output(plot, html)
     import bigconv.runtime  # noqa: F401  says what to install where torch is missing
@@ -107,7 +119,16 @@ def command(
     limit = None if fail_if_slower is None else baselines.share(fail_if_slower)
     old = None if baseline is None else baselines.load(baseline)
     question = api.Question(
-        _workers(workers), batch_size, _names(fields), access, transform, _size(resize), step_ms, seconds, cold
+        _workers(workers),
+        batch_size,
+        _names(fields),
+        access,
+        transform,
+        _size(resize),
+        step_ms,
+        seconds,
+        cold,
+        from_=from_,
     )
     chosen = list(paths or [])
     if workload is None and stores is None and not chosen:

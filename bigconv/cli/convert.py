@@ -22,9 +22,12 @@ def command(
             metavar="SOURCE... DEST", help="Raw files or a store, then the store to make.", show_default=False
         ),
     ],
-    from_: Annotated[str | None, typer.Option("--from", help="What SOURCE is, where its files don't tell.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="What SOURCE is, where its files don't tell.")
+    ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="Store: memmap, hdf5, lmdb, zarr (else by DEST's extension).")
+        str | None,
+        typer.Option("--to", metavar="STORE", help="memmap | hdf5 | lmdb | zarr, where DEST's extension doesn't tell."),
     ] = None,
     field: Annotated[
         list[str] | None,
@@ -38,13 +41,17 @@ def command(
     label_from: Annotated[
         str | None,
         typer.Option(
-            "--label-from", help="Labels of images: folder | name:REGEX | csv:FILE | none.", rich_help_panel="Fields"
+            "--label-from",
+            metavar="HOW",
+            help="Labels of images: folder | name:REGEX | csv:FILE | none.",
+            rich_help_panel="Fields",
         ),
     ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
             "--classes",
+            metavar="FILE",
             help="Classes of labels: a file, one a line, or a store that has them.",
             rich_help_panel="Fields",
         ),
@@ -66,7 +73,8 @@ def command(
         int | None,
         typer.Option(
             "--axis",
-            help="Axis of arrays (default: 0) or NIfTI volumes along which rows lie.",
+            metavar="N",
+            help="Axis of arrays [0] or NIfTI volumes along which rows lie.",
             rich_help_panel="Fields",
         ),
     ] = None,
@@ -89,7 +97,10 @@ def command(
         ),
     ] = None,
     fill: Annotated[
-        float | None, typer.Option("--fill", help="A number for missing values of a table.", rich_help_panel="Fields")
+        float | None,
+        typer.Option(
+            "--fill", metavar="NUMBER", help="A number for missing values of a table.", rich_help_panel="Fields"
+        ),
     ] = None,
     dtypes: Annotated[
         list[str] | None,
@@ -100,18 +111,30 @@ def command(
     delimiter: Annotated[
         str | None,
         typer.Option(
-            "--delimiter", help="Between the values of a CSV (default: by extension).", rich_help_panel="Fields"
+            "--delimiter",
+            metavar="C",
+            help="What stands between the values of a CSV [by extension].",
+            rich_help_panel="Fields",
         ),
     ] = None,
     quote: Annotated[
-        str | None, typer.Option("--quote", help="Quote character of a CSV, or none.", rich_help_panel="Fields")
+        str | None,
+        typer.Option("--quote", metavar="C", help="Quote character of a CSV, or none.", rich_help_panel="Fields"),
     ] = None,
     header: Annotated[
-        str | None, typer.Option("--header", help="Header of a CSV: first | none | NAMES.", rich_help_panel="Fields")
+        str | None,
+        typer.Option(
+            "--header",
+            metavar="HOW",
+            help="Names of the columns of a CSV: first (its first line) | none | A,B,C.",
+            rich_help_panel="Fields",
+        ),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option("--encoding", help="Encoding of a CSV (default: UTF-8, strictly).", rich_help_panel="Fields"),
+        typer.Option(
+            "--encoding", metavar="NAME", help="Encoding of a CSV [UTF-8, strictly].", rich_help_panel="Fields"
+        ),
     ] = None,
     lines: Annotated[
         bool, typer.Option("--lines", help="One sample a line of text, not a file.", rich_help_panel="Fields")
@@ -120,6 +143,7 @@ def command(
         str | None,
         typer.Option(
             "--tokenizer",
+            metavar="NAME",
             help="Text to tokens: byte | tiktoken:NAME | FILE.json | MODULE:FUNCTION.",
             rich_help_panel="Fields",
         ),
@@ -133,7 +157,7 @@ def command(
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option("--overlap", metavar="PIXELS", help="That tiles share with the next.", rich_help_panel="Fields"),
+        typer.Option("--overlap", metavar="PIXELS", help="What a tile shares with the next.", rich_help_panel="Fields"),
     ] = None,
     fps: Annotated[
         float | None,
@@ -164,6 +188,7 @@ def command(
         str,
         typer.Option(
             "--fit",
+            metavar="HOW",
             help="How --resize treats another aspect ratio: cover | contain | stretch.",
             rich_help_panel="Steps, in the order typed",
         ),
@@ -181,18 +206,27 @@ def command(
         list[str] | None,
         typer.Option(
             "--normalize",
-            help="imagenet | unit | MEANS/STDS: float32 images.",
+            metavar="HOW",
+            help="imagenet | unit | MEANS/STDS; makes float32 images.",
             rich_help_panel="Steps, in the order typed",
         ),
     ] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option("--dtype", help="Change the dtype, values kept.", rich_help_panel="Steps, in the order typed"),
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Change the dtype, values kept.",
+            rich_help_panel="Steps, in the order typed",
+        ),
     ] = None,
     layout: Annotated[
         list[str] | None,
         typer.Option(
-            "--layout", help="Axis order of images: chw (default) | hwc.", rich_help_panel="Steps, in the order typed"
+            "--layout",
+            metavar="ORDER",
+            help="Axis order of images: chw | hwc [chw].",
+            rich_help_panel="Steps, in the order typed",
         ),
     ] = None,
     map_: Annotated[
@@ -241,18 +275,20 @@ def command(
         int,
         typer.Option(
             "--seed",
-            help="For functions of yours that draw random numbers.",
+            metavar="N",
+            help="For functions of yours that draw at random.",
             rich_help_panel="Steps, in the order typed",
         ),
     ] = 0,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Take steps and options from a store, or from its recipe as JSON.")
+        Path | None,
+        typer.Option(
+            "--recipe", metavar="STORE|FILE", help="Take steps and options from a store, or a recipe in JSON."
+        ),
     ] = None,
     compress: Annotated[
         str | None,
-        typer.Option(
-            "--compress", help="none (default) | lz4 | zstd[:1-9].", metavar="CODEC", rich_help_panel="Storage"
-        ),
+        typer.Option("--compress", help="none | lz4 | zstd[:1-9] [none].", metavar="CODEC", rich_help_panel="Storage"),
     ] = None,
     chunk: Annotated[
         int | None,
@@ -269,9 +305,11 @@ def command(
     ] = None,
     shards: Annotated[
         int | None,
-        typer.Option("--shards", help="The same by the number of parts.", metavar="K", rich_help_panel="Storage"),
+        typer.Option("--shards", help="The same, by the number of parts.", metavar="K", rich_help_panel="Storage"),
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes that decode (default: cores).")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes that decode [cores].")
+    ] = None,
     engine: options.Engine = "local",
     rank: options.Rank = None,
     finalize: options.Finalize = False,
@@ -295,7 +333,7 @@ def command(
     max_rejects: Annotated[
         str,
         typer.Option(
-            "--max-rejects", metavar="N|P%", help="Publish without up to so many bad inputs.", rich_help_panel="Policy"
+            "--max-rejects", metavar="N|P%", help="Bad inputs that may be left out.", rich_help_panel="Policy"
         ),
     ] = "0",
     strict: Annotated[
@@ -303,7 +341,9 @@ def command(
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option("--timeout", metavar="S", help="Seconds one input may take; 0: any.", rich_help_panel="Policy"),
+        typer.Option(
+            "--timeout", metavar="S", help="Seconds that one input may take; 0: any.", rich_help_panel="Policy"
+        ),
     ] = 120.0,
     memory_limit: options.MemoryLimit = None,
     json: options.Json = False,
@@ -312,10 +352,9 @@ def command(
 ) -> None:
     """Turn raw files into a store: memmap, HDF5, LMDB or Zarr.
 
-    SOURCE: a folder of images or arrays, .npy and .npz files, tables (CSV, Parquet, Arrow, JSON lines),
-    text, audio, video, TIFF, GeoTIFF, DICOM, NIfTI, WebDataset tars, sparse rows, or any store,
-    also HDF5, Zarr and LMDB of others.
-    Steps run in the order typed.
+    SOURCE: a folder of images or arrays, .npy and .npz files, tables (CSV, Parquet, Arrow, JSON lines), text, audio,
+    video, TIFF, GeoTIFF, DICOM, NIfTI, WebDataset tars, sparse rows, or any store, also HDF5, Zarr and LMDB of others.
+    The same command goes on where it stopped, and does nothing where nothing has changed.
     """
     from bigconv.cli import outcome as outcome_text
     from bigconv.conversion.api import Request, available_cores

@@ -28,7 +28,9 @@ def command(
             show_default=False,
         ),
     ],
-    head: Annotated[int, typer.Option("--head", metavar="N", help="Show the first N rows.", min=0)] = 0,
+    head: Annotated[
+        int, typer.Option("--head", metavar="N", help="Show the first N rows.", min=0, show_default=False)
+    ] = 0,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read everything and check every digest; exit 1 if one is wrong.")
     ] = False,
@@ -52,13 +54,17 @@ def command(
     ] = 24,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Draw those rows at random, not evenly spaced.", min=0, rich_help_panel=LOOK),
+        typer.Option(
+            "--seed", metavar="N", help="Draw those rows at random, not evenly spaced.", min=0, rich_help_panel=LOOK
+        ),
     ] = None,
     diff: Annotated[
         Path | None,
         typer.Option("--diff", metavar="OTHER", help="Compare; exit 1 if rows differ.", rich_help_panel=LOOK),
     ] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="What raw input is, where it can't be told.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="What raw input is, where its files don't tell.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

@@ -5,25 +5,30 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+from bigconv.cli.help import Command
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 ENGINES = "Parts made by several processes or machines"
 Engine = Annotated[
     str,
-    typer.Option("--engine", metavar="NAME", help="local | serial | dask[:HOST:PORT].", rich_help_panel=ENGINES),
+    typer.Option(
+        "--engine", metavar="NAME", help="Who makes them: local | serial | dask[:HOST:PORT].", rich_help_panel=ENGINES
+    ),
 ]
 MemoryLimit = Annotated[
     str | None,
-    typer.Option("--memory-limit", metavar="2GB", help="Memory of all processes together.", rich_help_panel="Policy"),
+    typer.Option(
+        "--memory-limit", metavar="2GB", help="Memory that all processes together may take.", rich_help_panel="Policy"
+    ),
 ]
 Rank = Annotated[
     str | None,
     typer.Option(
-        "--rank", metavar="I/N", help="Make every N-th part only, in a job array: 0/N … .", rich_help_panel=ENGINES
+        "--rank", metavar="I/N", help="In a job array: make every N-th part only, I from 0 on.", rich_help_panel=ENGINES
     ),
 ]
 Finalize = Annotated[
@@ -34,7 +39,7 @@ STEPS = ("resize", "crop", "normalize", "dtype", "layout", "map_", "filter_", "s
 _TYPED = "bigconv.steps"
 
 
-class InOrder(TyperCommand):
+class InOrder(Command):
     """A command that notes its steps in the order they were typed, which click itself forgets."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

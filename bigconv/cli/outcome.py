@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bigconv.cli import options, text
 from bigconv.cli.render import console, field_table
+from bigconv.view.report import gaps
 
 if TYPE_CHECKING:
     from bigconv.conversion.api import Request
@@ -50,6 +52,7 @@ def show_plan(request: Request, plan: Plan, as_json: bool) -> None:
         _show_sizes(out, plan.store.name, reckoned)
         if reckoned.stores[plan.store.name] > free:
             out.print("[red]There is not enough free space.[/red]")
+    _show_gaps(out, plan.source.describe())
     for hint in reckoned.hints:
         out.print(f"hint: {text.printable(hint)}", markup=False, highlight=False)
 
@@ -89,6 +92,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "content_digest": manifest.content_digest or None,
         "fields": manifest.schema.to_json(),
+        "warnings": [] if (missing := gaps(manifest.source)) is None else [missing],
     }
 
 
@@ -105,6 +109,7 @@ def show(outcome: Outcome) -> None:
     out = console()
     if outcome.status == "unchanged":
         out.print(f"{bold}: unchanged, skipped · {text.plural(manifest.rows, 'row')}")
+        _show_gaps(out, manifest.source)
         return
     resumed = f" ({text.count(outcome.resumed_rows)} from before)" if outcome.resumed_rows else ""
     parts = f" in {text.plural(len(manifest.parts), 'part')}" if isinstance(manifest, DatasetManifest) else ""
@@ -117,10 +122,17 @@ def show(outcome: Outcome) -> None:
     if outcome.rank is not None:
         out.print(finalize_next(outcome), highlight=False)
         return
+    _show_gaps(out, manifest.source)
     out.print(f"content digest {manifest.content_digest}", style="dim")
     out.print("read it:")
     out.print("  from bigconv.runtime import StoreDataset", markup=False, highlight=False)
     out.print(f"  dataset = StoreDataset({dest!r}, fields=({fields}))", markup=False, highlight=False)
+
+
+def _show_gaps(out: Any, source: Mapping[str, Any]) -> None:
+    missing = gaps(source)
+    if missing is not None:
+        out.print(f"[yellow]warning[/yellow]: {missing}: never written, or lost")
 
 
 def finalize_next(outcome: Outcome) -> str:

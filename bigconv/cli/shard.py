@@ -31,19 +31,21 @@ def command(
     ],
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="256MB", help="Bytes of data a part (default: 256MB).", rich_help_panel=SIZE),
+        typer.Option("--size", metavar="256MB", help="Bytes of data a part [256MB].", rich_help_panel=SIZE),
     ] = None,
     rows: Annotated[int | None, typer.Option("--rows", metavar="N", help="Rows a part.", rich_help_panel=SIZE)] = None,
     shards: Annotated[
         int | None, typer.Option("--shards", metavar="K", help="Number of parts.", rich_help_panel=SIZE)
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="Store of the parts: memmap, hdf5, lmdb, zarr (else as they are).")
+        str | None, typer.Option("--to", metavar="STORE", help="memmap | hdf5 | lmdb | zarr [as they are].")
     ] = None,
     shuffle: Annotated[
         bool, typer.Option("--shuffle", help="Put all rows in a random order, by --seed.", rich_help_panel=ROWS)
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of --shuffle and --split.", rich_help_panel=ROWS)] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Of --shuffle and --split.", rich_help_panel=ROWS)
+    ] = 0,
     split: Annotated[
         str | None,
         typer.Option("--split", metavar="train=0.9,val=0.1", help="Each a dataset below DEST.", rich_help_panel=ROWS),
@@ -93,7 +95,7 @@ def command(
             rich_help_panel=CHANGE,
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes that write (default: cores).")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes that write [cores].")] = None,
     engine: options.Engine = "local",
     rank: options.Rank = None,
     finalize: options.Finalize = False,

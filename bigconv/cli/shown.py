@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from bigconv.class_counts import Counts, named
 from bigconv.cli import text
 from bigconv.cli.render import field_table
 from bigconv.dataset import DatasetManifest
@@ -21,6 +22,7 @@ from bigconv.inspection.moments import Summary
 from bigconv.inspection.stats import FieldStats
 from bigconv.inspection.subject import Subject, stored_sizes
 from bigconv.inspection.warnings import Complaint
+from bigconv.schema import Schema
 from bigconv.view import report
 from bigconv.view.opening import OpenedDataset
 from bigconv.view.report import Finding
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 MOST = 20  # of a list; --json has all
 MOST_DATASETS = 200
-CLASSES = 12
+CLASSES = 12  # whose counts --stats shows
+NAMED = 8  # classes of a field, unasked
 PARTS = 8  # of a sharded directory; those between are counted
 
 
@@ -45,7 +48,7 @@ def show_store(out: Console, known: Subject, rows: dict[int, dict[str, Any]], ma
     out.print(field_table(manifest.schema, report.layouts(opened), report.sizes(opened), stored))
     if isinstance(opened, OpenedDataset):
         _parts(out, opened.manifest)
-    _classes(out, manifest.schema)
+    _classes(out, manifest.schema, manifest.counts)
     steps = " → ".join(str(step.get("step")) for step in manifest.recipe.get("steps", [])) or "none"
     _line(out, f"from {manifest.source.get('kind', '?')} · steps {steps}")
     out.print(f"content digest {manifest.content_digest}", style="dim")
@@ -99,7 +102,7 @@ def _reading(out: Console, reading: Reading) -> None:
         return
     schema = reading.rows.schema
     out.print(field_table(schema, {}))
-    _classes(out, schema)
+    _classes(out, schema, {})
     _line(out, "convert it:")
     _line(out, f"  {reading.command}", "bold")
 
@@ -124,10 +127,15 @@ def _parts(out: Console, manifest: DatasetManifest) -> None:
     out.print(table)
 
 
-def _classes(out: Console, schema: Any) -> None:
+def _classes(out: Console, schema: Schema, counts: Counts) -> None:
+    """The classes of each field that has any, with the rows of each where they were counted."""
     for f in schema:
-        if f.classes is not None:
-            shown = ", ".join(f.classes[:8]) + (f", … ({len(f.classes)} in all)" if len(f.classes) > 8 else "")
+        classes = list(f.classes or ())
+        if f.name in counts:
+            found = named(f, counts[f.name])
+            classes = [f"{label if name is None else name} ({n:,})" for label, name, n in found]
+        if classes:
+            shown = ", ".join(classes[:NAMED]) + (f", … ({len(classes):,} in all)" if len(classes) > NAMED else "")
             _line(out, f"{f.name} classes: {shown}")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bigconv import __version__, fsio, provenance
 from bigconv.block import Index
+from bigconv.class_counts import ClassCounts
 from bigconv.conversion import journal
 from bigconv.conversion.plan import Plan, differences
 from bigconv.conversion.task import Item
@@ -27,6 +28,10 @@ from bigconv.view.table import StoreView
 
 PROVENANCE = "provenance"  # in DEST.partial: of work that is whole and wasn't published
 PLAN = "plan.json"  # in DEST.partial: what is being made
+#: all that may stand in DEST.partial beside the store; some of it is made by parts.py, ranks.py and shard_fields.py
+NOTES = frozenset(
+    (PLAN, PROVENANCE, "lock", "journal", "origin", "seen", "rejects.jsonl", "results", "cut", "ranks", "fields")
+)
 CHECKPOINT_SECONDS = 5.0  # at least; a checkpoint that takes long is followed by a longer stretch
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into checkpoints
 
@@ -60,7 +65,7 @@ class Build:
                 self.journal.close()
             begin_anew(self.folder, self.plan)
             self.journal = journal.Journal(self.folder / "journal", hashed)
-        self.work = self.folder / self.dest.name
+        self.work = work_path(self.folder, self.dest)
         store: Store = self.plan.store
         self.blocks: list[tuple[int, str]] = []
         self.spans = self.rows = self.rejects = 0
@@ -164,10 +169,11 @@ class Build:
         )
         # a part that begins with a canonical block of the dataset has the dataset's: nothing is hashed twice
         inner = InnerDigester(schema, start) if start is not None and start % block_rows(schema) else None
-        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks, inner)
+        counts = ClassCounts(schema)
+        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks, inner, counts)
         self.inner = digests.whole() if inner is None else inner.finish()
         self.writer.attach(provenance.NAME, self._provenance().to_bytes())
-        manifest = Manifest(**{**vars(manifest), "digests": digests})
+        manifest = Manifest(**{**vars(manifest), "digests": digests, "counts": counts.finish()})
         manifest = Manifest(**{**vars(manifest), "files": self.plan.store.files(self.work)})
         self.writer.seal(manifest)
         fsio.sync_tree(self.work)
@@ -216,6 +222,11 @@ def partial_folder(dest: Path) -> Path:
     return dest.with_name(dest.name + ".partial")
 
 
+def work_path(folder: Path, dest: Path) -> Path:
+    """Where a destination is made in its folder of unfinished work: under its own name, unless a note there has it."""
+    return folder / (f"{dest.name}.store" if dest.name.lower() in NOTES else dest.name)
+
+
 def rejects_file(dest: Path) -> Path:
     return dest.with_name(dest.name + ".rejects.jsonl")
 
@@ -241,11 +252,16 @@ def begin_anew(folder: Path, plan: Plan) -> None:
     journal.write_plan(folder / PLAN, document)
 
 
-def prove(opened: Opened, blocks: list[tuple[int, str]], inner: InnerDigester | None = None) -> Digests:
+def prove(
+    opened: Opened,
+    blocks: list[tuple[int, str]],
+    inner: InnerDigester | None = None,
+    counts: ClassCounts | None = None,
+) -> Digests:
     """Read a laid-out store back as a user will, and compare each block with what its maker saw.
 
-    Gives the canonical digests of the same reading, and `inner` the rows. Raises `IncompleteStore` naming field and
-    rows.
+    Gives the canonical digests of the same reading; `inner` and `counts` get the rows. Raises `IncompleteStore` naming
+    field and rows.
     """
     schema = opened.manifest.schema
     digester = Digester(schema)
@@ -265,6 +281,8 @@ def prove(opened: Opened, blocks: list[tuple[int, str]], inner: InnerDigester | 
             digester.update(block)
             if inner is not None:
                 inner.update(block)
+            if counts is not None:
+                counts.update(block)
         start += rows
     view.close()
     return digester.finish()

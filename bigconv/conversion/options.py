@@ -140,8 +140,9 @@ def _of_folder(path: Path) -> str:
     if len(fits) == 1:
         return fits[0]
     if fits:
-        listed = ", ".join(f"{counts[name]} for {name}" for name in fits)
-        raise InputError(f"{path}: files of several kinds in one folder ({listed}): say which with --from NAME")
+        fits.sort(key=lambda name: -counts[name])
+        listed = ", ".join(f"{counts[name]:,} for {name}" for name in fits)
+        raise InputError(f"{path}: files of several kinds in one folder: {listed}.\nSay which, as --from {fits[0]}")
     if not seen:
         raise InputError(f"{path}: an empty folder")
     suffixes = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in seen)

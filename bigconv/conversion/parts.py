@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from bigconv import fsio
-from bigconv.conversion.build import building, partial_folder, rejects_file
+from bigconv import class_counts, fsio
+from bigconv.class_counts import Counts
+from bigconv.conversion.build import building, partial_folder, rejects_file, work_path
 from bigconv.conversion.parts_cut import PartPlan, PartSpec, part_hash, part_plan
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, Progress, all_there, fill, strictly
@@ -64,7 +65,7 @@ class Job:
     @property
     def work(self) -> Path:
         """What will be the destination."""
-        return self.folder / self.dest.name
+        return work_path(self.folder, self.dest)
 
     @property
     def tasks(self) -> list[Task]:
@@ -111,7 +112,7 @@ class Task:
 @dataclass(frozen=True)
 class Result:
     """What a part has become. `inner`: field → hex digests of the dataset's canonical blocks that lie wholly in it,
-    if it begins at row `start`; `bytes`: on disk; `values`: bytes written in this run."""
+    if it begins at row `start`; `bytes`: on disk; `counts`: rows of each class; `values`: bytes written in this run."""
 
     rows: int
     rejects: int
@@ -119,6 +120,7 @@ class Result:
     content_digest: str
     start: int
     inner: Mapping[str, str]
+    counts: Counts
     values: int = 0
 
 
@@ -190,10 +192,11 @@ def _result(job: Job, task: Task, start: int, inner: Mapping[str, bytes], values
         fsio.sync_folder(rejects.parent)
     lines = rejects.read_bytes().count(b"\n") if rejects.exists() else 0
     if not path.exists():
-        return Result(0, lines, 0, "", start, {}, values)
+        return Result(0, lines, 0, "", start, {}, {}, values)
     found = open_store(path)
     manifest = found.manifest
-    return Result(manifest.rows, lines, found.bytes(), manifest.content_digest, start, _hex(inner), values)
+    told = (manifest.rows, lines, found.bytes(), manifest.content_digest, start)
+    return Result(*told, _hex(inner), manifest.counts, values)
 
 
 def _hex(tables: Mapping[str, bytes]) -> dict[str, str]:
@@ -229,6 +232,7 @@ def _record(job: Job, task: Task, result: Result) -> Result:
     """Note a result where everybody finds it."""
     body = asdict(result)
     del body["values"]
+    body["counts"] = class_counts.to_json(result.counts)
     body["plan"] = job.part_hash(task)
     fsio.replace_file(job.result_file(task), json.dumps(body, sort_keys=True).encode())
     return result
@@ -240,7 +244,9 @@ def read_result(job: Job, task: Task) -> Result | None:
         body: dict[str, Any] = json.loads(job.result_file(task).read_bytes())
         if body.pop("plan") != job.part_hash(task):
             return None
-        result = Result(**body)
+        schema = job.outputs[task.output].plan.schema
+        counts = class_counts.from_json(body.pop("counts"), schema, body["rows"])
+        result = Result(**body, counts=counts)
         return result if all(len(t) % (2 * DIGEST_BYTES) == 0 for t in result.inner.values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

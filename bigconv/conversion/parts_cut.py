@@ -127,7 +127,7 @@ def cut_plan(plan: Plan, cut: Cut, groups: Sequence[tuple[Value, int]] = (), fir
     pieces: list[tuple[int, int, Value]] = []
     start = 0
     for value, rows in groups or [(None, -1)]:
-        stop = _units(plan) if rows < 0 else start + rows
+        stop = units(plan) if rows < 0 else start + rows
         bounds = [start, stop] if groups and not cut.to_json() else _bounds(plan, cut, start, stop)
         pieces += [(a, b, value) for a, b in pairwise(bounds)]
         start = stop
@@ -139,7 +139,7 @@ def cut_plan(plan: Plan, cut: Cut, groups: Sequence[tuple[Value, int]] = (), fir
     )
 
 
-def _units(plan: Plan) -> int:
+def units(plan: Plan) -> int:
     """What parts are counted in: inputs, or spans where only reading counts inputs."""
     return len(plan.spans) if plan.source.inputs is None else sum(len(span) for span in plan.spans)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bigconv import registry
 from bigconv.conversion.parts import Job, Output
-from bigconv.conversion.parts_cut import Cut, cut_plan, parse_size
+from bigconv.conversion.parts_cut import Cut, cut_plan, parse_size, units
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy
 from bigconv.errors import OutputError, UsageError
@@ -50,6 +51,10 @@ def parts_job(plan: Plan, dest: Path, policy: Policy, kept: Opened | None = None
     """The parts of one sharded directory; `kept`: the directory they are added to."""
     assert plan.shards is not None
     there = kept if isinstance(kept, OpenedDataset) else None
-    first = 0 if there is None else 1 + max(part.number for part in there.manifest.parts)
-    parts = cut_plan(plan, Cut(**plan.shards), first=first)
+    first, cut = 0, Cut(**plan.shards)
+    if there is not None:
+        first = 1 + max(part.number for part in there.manifest.parts)
+        if cut.shards is not None:  # nobody asked for so many of the few files that are new
+            cut = replace(cut, shards=min(cut.shards, max(1, units(plan))))
+    parts = cut_plan(plan, cut, first=first)
     return Job(dest, (Output("", plan, plan.hash, parts, there),), policy)

@@ -15,6 +15,7 @@ import numpy as np
 
 from bigconv import __version__, dataset, fsio
 from bigconv.block import Index
+from bigconv.class_counts import summed
 from bigconv.conversion.build import begin_anew, known_work, rejects_file
 from bigconv.conversion.engines import engine_for
 from bigconv.conversion.parts import RESULTS, Control, Engine, Job, Output, Result, Task, read_result
@@ -256,7 +257,8 @@ def described(output: Output, folder: Path, results: Sequence[Result]) -> Datase
         whole = old.rows // block_rows(schema) * DIGEST_BYTES
         pieces.insert(0, (0, {name: old.digests.tables[name][:whole] for name in schema.names}))
         roots.insert(0, replace(output.kept, manifest=replace(old, schema=schema)))
-        manifest = replace(manifest, rows=old.rows + manifest.rows, parts=(*old.parts, *parts))
+        counts = summed([old.counts, manifest.counts])
+        manifest = replace(manifest, rows=old.rows + manifest.rows, parts=(*old.parts, *parts), counts=counts)
     with StoreView.of(roots) as view:
         digests = joined(view, pieces)
     return replace(manifest, digests=digests, recorded=digests.content(schema))
@@ -276,6 +278,7 @@ def _listing(output: Output, made: Sequence[tuple[PartSpec, Result]]) -> Dataset
         recipe=told.recipe(),
         bigconv_version=__version__,
         plan=output.whole if plan.stands_for is None else plan.stands_for.hash,
+        counts=summed(result.counts for _, result in made),
         parts=parts,
     )
 

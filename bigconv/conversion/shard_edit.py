@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bigconv import fsio, registry
+from bigconv.class_counts import summed
 from bigconv.conversion.api import Request
 from bigconv.conversion.build import partial_folder
 from bigconv.conversion.engines import engine_for
@@ -54,7 +55,9 @@ def drop_parts(path: Path, names: Sequence[str]) -> tuple[DatasetManifest, list[
         parts = tuple(old.parts[number] for number in left)
         dropped = sorted({*old.recipe.get("dropped", []), *gone})
         plan = hashlib.sha256(f"{old.plan} without {' '.join(dropped)}".encode()).hexdigest()
-        new = replace(old, parts=parts, rows=row, recipe={**old.recipe, "dropped": dropped}, plan=plan)
+        counts = summed(there.part(number).manifest.counts for number in left) if old.counts else {}
+        recipe = {**old.recipe, "dropped": dropped}
+        new = replace(old, parts=parts, rows=row, recipe=recipe, plan=plan, counts=counts)
         new = _redigested(there, new, pieces)
         listed(there, new)
         for name in gone:

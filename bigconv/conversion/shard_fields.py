@@ -17,6 +17,7 @@ from typing import Any
 
 from bigconv import dataset, fsio
 from bigconv.block import Block
+from bigconv.class_counts import Counts, summed
 from bigconv.conversion.build import building
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, fill, interruptible
@@ -123,7 +124,9 @@ class _Change:
         """A manifest whose recipe and plan say what was changed; digests are put in later."""
         recipe = {**manifest.recipe, "fields": [*manifest.recipe.get("fields", []), self.told]}
         plan = hashlib.sha256(f"{manifest.plan} fields {json.dumps(self.told, sort_keys=True)}".encode()).hexdigest()
-        return replace(manifest, recipe=recipe, plan=plan, schema=self._after(manifest.schema))
+        counts = {name: pairs for name, pairs in manifest.counts.items() if name not in self.dropped}
+        schema = self._after(manifest.schema)
+        return replace(manifest, recipe=recipe, plan=plan, schema=schema, counts=counts)
 
     def made(self, work: Path, base: Path, stopped: Stopped) -> Manifest:
         """Make everything in the empty folder `work`. `base`: where new fields are made first, and found again."""
@@ -133,14 +136,17 @@ class _Change:
         new: DatasetManifest = self._changed(old)
         whole = _Columns(self.schema, self.again)
         parts, start = [], 0
+        counts: list[Counts] = []
         for number, part in enumerate(old.parts):
             name = dataset.part_name(new.plan, part.number, Path(part.name).suffix)
             found = self._store(self.there.part(number), start, work / name, base, stopped, whole)
             nbytes = sum(fsio.files_below(work / name).values())
             parts.append(replace(part, name=name, bytes=nbytes, content_digest=found.content_digest))
+            counts.append(found.counts)
             start += part.rows
         digests = self._digests(old.digests, whole.finish())
-        new = replace(new, parts=tuple(parts), digests=digests, recorded=digests.content(self.schema))
+        recorded = digests.content(self.schema)
+        new = replace(new, parts=tuple(parts), digests=digests, recorded=recorded, counts=summed(counts))
         name = dataset.digests_name(new.content_digest)
         fsio.write_file(work / name, dataset.digests_to_bytes(digests, self.schema))
         fsio.write_file(work / dataset.NAME, new.to_bytes())
@@ -154,13 +160,16 @@ class _Change:
         files = {name: entry for name, entry in old.files.items() if name not in gone}
         for name in files:
             fsio.link(part.path / name, to / name)
+        counts: dict[str, Any] = {}
         for view in self.views:
             made = self._converted(view, Span(start, start + old.rows), base, stopped)
+            counts |= made.manifest.counts
             for f in view.schema:
                 for name in store.field_files(f, made.manifest.files):
                     fsio.link(made.path / name, to / name)
                     files[name] = made.manifest.files[name]
-        new: Manifest = replace(self._changed(old), files=dict(sorted(files.items())))
+        new: Manifest = self._changed(old)
+        new = replace(new, files=dict(sorted(files.items())), counts={**new.counts, **counts})
         new = replace(new, digests=self._digests(old.digests, self._hashed(Opened(to, store, new), old, whole)))
         store.seal(to, new)
         return new

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bigconv import __version__, fsio, provenance
 from bigconv.conversion import journal
-from bigconv.conversion.build import PROVENANCE, partial_folder
+from bigconv.conversion.build import PROVENANCE, partial_folder, work_path
 from bigconv.conversion.plan import Plan
 from bigconv.digest import Digests
 from bigconv.errors import OutputError, UsageError
@@ -52,7 +52,8 @@ def unpublished(dest: Path, plan: Plan) -> tuple[Opened, provenance.Provenance]:
     kept = journal.Journal(aside / "journal", known["hash"])
     kept.close()
     record = kept.records[-1]
-    writer = plan.store.resume(aside / dest.name, plan.schema, plan.inputs if plan.rows_stay else None, record.state)
+    work, announced = work_path(aside, dest), plan.inputs if plan.rows_stay else None
+    writer = plan.store.resume(work, plan.schema, announced, record.state)
     writer.close()
     manifest = Manifest(
         schema=plan.schema,
@@ -65,7 +66,7 @@ def unpublished(dest: Path, plan: Plan) -> tuple[Opened, provenance.Provenance]:
         plan=known["hash"],
     )
     made = provenance.Provenance.from_bytes((aside / PROVENANCE).read_bytes(), str(aside))
-    return Opened(aside / dest.name, plan.store, manifest), made
+    return Opened(work, plan.store, manifest), made
 
 
 def put_back(dest: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bigconv.class_counts import counted
 from bigconv.schema import Field
 
 MOST_CHANNELS = 32
@@ -18,7 +19,7 @@ def channel_axis(f: Field) -> int | None:
 
 
 def names_class(f: Field) -> bool:
-    """Whether a field says which class a row is of; other labels are numbers about it, such as a sample rate."""
+    """Whether a field says which class a row is of, by a number or in words."""
     if f.kind == "text":
         return f.name == "label"
-    return f.kind == "label" and f.shape == () and (f.classes is not None or f.name == "label")
+    return counted(f)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bigconv import decode
 from bigconv.block import Array, Column, Ragged
+from bigconv.class_counts import Distinct, named, told
 from bigconv.inspection.fields import channel_axis
 from bigconv.inspection.moments import Numbers, Summary
 from bigconv.inspection.rows import Rows
@@ -56,14 +57,7 @@ class FieldStats:
 
     def named_counts(self) -> list[tuple[str, int]]:
         """Counts by class name where there are names; classes without a row too."""
-        names = self.field.classes
-        if self.counts is None:
-            return []
-        if names is None:
-            return [(str(value), n) for value, n in self.counts]
-        found = dict(self.counts)
-        known = [(name, found.pop(i, 0)) for i, name in enumerate(names)]
-        return known + [(str(value), n) for value, n in found.items()]
+        return [(str(value) if name is None else name, n) for value, name, n in named(self.field, self.counts or ())]
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"field": self.field.name, "rows": self.rows}
@@ -76,28 +70,12 @@ class FieldStats:
         if self.extents:
             out["extents"] = [list(pair) for pair in self.extents]
         if self.counts is not None:
-            names = self.field.classes
-            out["counts"] = [
-                {"value": value, "count": n}
-                if names is None
-                else {"value": value, "name": _named(names, value), "count": n}
-                for value, n in self._all_counts()
-            ]
+            out["counts"] = told(self.field, self.counts)
         if self.formats:
             out["formats"] = dict(self.formats)
         if self.histogram:
             out["histogram"] = list(self.histogram)
         return out
-
-    def _all_counts(self) -> list[tuple[int, int]]:
-        found = dict(self.counts or ())
-        for i in range(len(self.field.classes or ())):
-            found.setdefault(i, 0)
-        return sorted(found.items())
-
-
-def _named(names: tuple[str, ...], value: int) -> str | None:
-    return names[value] if 0 <= value < len(names) else None
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
@@ -224,42 +202,6 @@ def _unit(f: Field) -> str:
 
 def _pairs(low: Array, high: Array) -> tuple[tuple[int, int], ...]:
     return tuple((int(a), int(b)) for a, b in zip(low, high, strict=True))
-
-
-class Distinct:
-    """Values and how often each comes, until there are more than `limit`."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._table: dict[int, int] | None = {}
-
-    def update(self, values: Array) -> None:
-        flat = values.reshape(-1)
-        for start in range(0, len(flat), 1 << 20):
-            if self._table is None:
-                return
-            found, counts = _unique(flat[start : start + (1 << 20)])
-            if len(found) <= self._limit:
-                for value, n in zip(found.tolist(), counts.tolist(), strict=True):
-                    self._table[int(value)] = self._table.get(int(value), 0) + n
-            if max(len(found), len(self._table)) > self._limit:
-                self._table = None
-
-    def pairs(self) -> tuple[tuple[int, int], ...] | None:
-        return None if self._table is None else tuple(sorted(self._table.items()))
-
-
-def _unique(values: Array) -> tuple[Array, Array]:
-    """As `np.unique` with counts; without sorting where the values lie close together."""
-    if not len(values):
-        return values, np.empty(0, np.int64)
-    low, high = int(values.min()), int(values.max())
-    if high - low >= 1 << 16 or high >= 1 << 63:
-        found, counts = np.unique(values, return_counts=True)
-        return found, counts
-    counts = np.bincount(values.astype(np.int64) - low)
-    seen = np.flatnonzero(counts)
-    return seen + low, counts[seen]
 
 
 def characters(column: Ragged) -> Array:

@@ -18,6 +18,7 @@ from bigconv.inspection.stats import FieldStats
 from bigconv.inspection.warnings import Complaint, Facts, warnings
 from bigconv.schema import Schema
 from bigconv.view.opening import Opened, address, open_store
+from bigconv.view.report import gaps
 from bigconv.view.table import StoreView
 
 if TYPE_CHECKING:
@@ -56,8 +57,15 @@ class Subject:
 
     def warnings(self, stats: Sequence[FieldStats] | None = None) -> list[Complaint]:
         rejected = 0 if self.raw is None or self.raw.rows is None else self.raw.rows.rejected
+        counts = {} if self.opened is None else self.opened.manifest.counts
         known = (self.paths[0], self.opened is not None, self.container, self.datasets, self.rows, stats, rejected)
-        return warnings(Facts(*known))
+        return warnings(Facts(*known, counts, self._gaps()))
+
+    def _gaps(self) -> str | None:
+        if self.opened is not None:
+            return gaps(self.opened.manifest.source)
+        rows = None if self.raw is None else self.raw.rows
+        return None if rows is None else gaps(rows.source.describe())
 
     def side(self) -> Side:
         """For a comparison. Raises `InputError` where there are no rows to compare."""

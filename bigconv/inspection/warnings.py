@@ -5,16 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import field as default
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bigconv.block import Array, Ragged
+from bigconv.class_counts import Counts, Distinct, counted, named
 from bigconv.inspection.datasets import Dataset
-from bigconv.inspection.fields import names_class
 from bigconv.inspection.rows import Rows
-from bigconv.inspection.stats import Distinct, FieldStats
+from bigconv.inspection.stats import FieldStats
 from bigconv.schema import Field, Schema
 from bigconv.words import plural
 
@@ -51,6 +52,8 @@ class Facts:
     rows: Rows | None
     stats: Sequence[FieldStats] | None = None
     rejected: int = 0
+    counts: Counts = default(default_factory=dict)  # rows of each class, as a manifest has them
+    gaps: str | None = None  # what was not all there of what was, or would be, converted
 
     @property
     def count(self) -> int | None:
@@ -82,6 +85,9 @@ def _whole(facts: Facts) -> Iterator[Complaint]:
     ):
         problem = "no provenance: nothing tells which file made a row"
         yield Complaint("no-provenance", (), problem, f"bigconv convert SOURCE {shlex.quote(str(path))} --overwrite")
+    if facts.gaps is not None:
+        again = f"bigconv convert SOURCE {shlex.quote(str(path))} --overwrite" if facts.ours else _convert(facts)
+        yield Complaint("gaps", (), facts.gaps, f"{again}  # if they are lost, once they are back")
     rejects = path.with_name(path.name + ".rejects.jsonl") if path.name else path
     if rejects.is_file():
         with rejects.open("rb") as file:
@@ -225,8 +231,12 @@ def _imbalance(facts: Facts) -> Iterator[Complaint]:
     if facts.rows is None:
         return
     for f, counts in _labels(facts):
-        names = [*(f.classes or ()), *sorted(value for value in counts if f.classes is None)]
-        shown = {str(name): counts.get(i if f.classes else name, 0) for i, name in enumerate(names)}
+        # of a field with names, a label that has none is a mistake, not a class
+        shown = {
+            str(label) if name is None else name: n
+            for label, name, n in named(f, counts.items())
+            if f.classes is None or name is not None
+        }
         if len(shown) < 2:
             continue
         few, many = min(shown, key=lambda k: shown[k]), max(shown, key=lambda k: shown[k])
@@ -251,14 +261,17 @@ def _labels(facts: Facts) -> Iterator[tuple[Field, dict[Any, int]]]:
     assert facts.rows is not None
     if facts.stats is not None:
         for s in facts.stats:
-            if s.field.kind == "label" and names_class(s.field) and s.counts is not None:
+            if counted(s.field) and s.counts is not None:
                 yield s.field, dict(s.counts)
         return
+    for f in facts.rows.schema:
+        if f.name in facts.counts:
+            yield f, dict(facts.counts[f.name])
     view = getattr(facts.rows, "view", None)
     if view is None or facts.container == "lmdb":  # a label inside a record costs a page a row
         return
     for f in facts.rows.schema:
-        if f.kind == "label" and names_class(f) and f.row_bytes * len(view) <= COUNT_BYTES:
+        if f.name not in facts.counts and counted(f) and f.row_bytes * len(view) <= COUNT_BYTES:
             distinct = Distinct(10_000)
             for block in view.select([f.name]).blocks():
                 distinct.update(block.columns[f.name])

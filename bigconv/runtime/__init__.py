@@ -16,6 +16,7 @@ from bigconv.runtime.order import BatchOrder
 from bigconv.runtime.samplers import ClassBalancedSampler, TokenBatchSampler, WeightedSampler
 from bigconv.runtime.stream import StreamDataset
 from bigconv.runtime.windows import WindowDataset
+from bigconv.view.classes import class_counts
 from bigconv.view.splits import k_fold, stratified_split
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TokenBatchSampler",
     "WeightedSampler",
     "WindowDataset",
+    "class_counts",
     "k_fold",
     "stratified_split",
 ]

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from bigconv.block import Array, Index
-from bigconv.errors import SchemaError, UsageError
+from bigconv.errors import IncompleteStore, SchemaError, UsageError
 from bigconv.runtime.order import BatchOrder
+from bigconv.view.classes import class_counts, recorded_counts
 from bigconv.view.order import InOrder, Order, Permutation, epoch_order, random_bits, uniform
 from bigconv.view.splits import labels_of
 from bigconv.view.table import StoreView
@@ -80,10 +82,11 @@ class WeightedSampler(BatchOrder):
 class ClassBalancedSampler(BatchOrder):
     """Every class equally often (to within one row an epoch), in random order.
 
-    `labels`: `[rows]`, or a dataset whose `field` holds them. `num_samples`: rows of an epoch over all ranks, else
-    the number of rows. The rows of a class all come before any of them comes again, also from epoch to epoch: of a
-    large class each epoch sees the next part. Without `replacement` no row comes twice in an epoch, which then has at
-    most the smallest class's rows of each class.
+    `labels`: `[rows]`, or a dataset whose `field` holds them: where its manifest counts the classes, they are read when
+    the first batch is asked for. `num_samples`: rows of an epoch over all ranks, else the number of rows. The rows of a
+    class all come before any of them comes again, also from epoch to epoch: of a large class each epoch sees the next
+    part. Without `replacement` no row comes twice in an epoch, which then has at most the smallest class's rows of each
+    class.
     """
 
     def __init__(
@@ -100,19 +103,33 @@ class ClassBalancedSampler(BatchOrder):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        values = labels_of(labels, field)
-        self.classes, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-        if not len(values):
+        known = recorded_counts(labels, field)
+        self._labels, self._field = (labels_of(labels, field) if known is None else labels), field
+        found = class_counts(self._labels, field) if known is None else known
+        if not found:
             raise UsageError("no rows to sample from")
-        most = len(self.classes) * int(counts.min())
-        self.num_samples = _samples(num_samples, len(values) if replacement else most)
+        self.classes = np.array(list(found))
+        self._counts = np.array(list(found.values()), np.int64)
+        rows, most = int(self._counts.sum()), len(found) * int(self._counts.min())
+        self.num_samples = _samples(num_samples, rows if replacement else most)
         if not replacement and self.num_samples > most:
             raise UsageError(f"{self.num_samples} rows without replacement: balanced classes have no more than {most}")
         self.replacement = replacement
-        self._counts = counts.astype(np.int64)
-        self._by_class = np.lexsort((random_bits(len(values), seed, _WITHIN), which))
         ranks: Any = {"pad": pad, "rank": rank, "world_size": world_size}
-        super().__init__(len(values), batch_size, True, seed, drop_last, **ranks)
+        super().__init__(rows, batch_size, True, seed, drop_last, **ranks)
+
+    @cached_property
+    def _by_class(self) -> Index:
+        """int64 `[rows]`: the rows of one class after those of another, each class's in random order."""
+        values = labels_of(self._labels, self._field)
+        self._labels = None  # not needed again
+        _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if not np.array_equal(counts, self._counts):
+            raise IncompleteStore(
+                f"field {self._field}: its classes have other rows than the manifest counts.\n"
+                "Which ones are damaged: bigconv inspect STORE --verify"
+            )
+        return np.lexsort((random_bits(self.rows, self.seed, _WITHIN), which))
 
     def epoch_order(self, epoch: int) -> Order:
         return _Balanced(self._by_class, self._counts, self.num_samples, self.seed, epoch)

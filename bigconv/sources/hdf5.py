@@ -47,7 +47,7 @@ class ForeignHdf5(ForeignArrays):
     def look(cls, path: str) -> tuple[list[Dataset], list[str]]:
         with _damage(path), _opened(path) as file:
             if "_bigconv" in file:
-                raise InputError(f"{path}: a bigconv store: convert it without --from hdf5")
+                raise InputError(f"{path}: a bigconv store: give its own path, without --from")
             return _walk(file, path)
 
     def reader(self, number: int) -> _Reader:

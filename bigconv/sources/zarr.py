@@ -67,7 +67,7 @@ class ForeignZarr(ForeignArrays):
             if document is None:
                 continue
             if "bigconv" in (document.get("attributes") or ()) and folder == root:
-                raise InputError(f"{path}: a bigconv store: convert it without --from zarr")
+                raise InputError(f"{path}: a bigconv store: give its own path, without --from")
             if document["node_type"] == "array":
                 below = root.stem if folder == root else folder.relative_to(root).as_posix()
                 found.append(_described(below, document))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from bigconv import dataset, provenance
+from bigconv.class_counts import Counts, told
 from bigconv.digest import Digester
 from bigconv.errors import StoreError
+from bigconv.schema import Field
 from bigconv.view.opening import Opened, OpenedDataset
 from bigconv.view.table import StoreView
+from bigconv.words import plural
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,10 @@ def describe(opened: Opened) -> dict[str, Any]:
         "store": manifest.store,
         "rows": manifest.rows,
         "bytes": opened.bytes(),
-        "fields": [{**f.to_json(), "layout": laid_out[f.name], "axes": f.layout} for f in manifest.schema],
+        "fields": [
+            {**f.to_json(), "layout": laid_out[f.name], "axes": f.layout, **_counts(f, manifest.counts)}
+            for f in manifest.schema
+        ],
         "source": dict(manifest.source),
         "recipe": dict(manifest.recipe),
         "content_digest": manifest.content_digest,
@@ -160,6 +167,19 @@ def describe(opened: Opened) -> dict[str, Any]:
         "bigconv_version": manifest.bigconv_version,
         **parts,
     }
+
+
+def _counts(f: Field, counts: Counts) -> dict[str, Any]:
+    return {"counts": told(f, counts[f.name])} if f.name in counts else {}
+
+
+def gaps(source: Mapping[str, Any]) -> str | None:
+    """What was not all there of a source, by what it says of itself; None where nothing was missing."""
+    missing = source.get("chunks_missing")
+    if not isinstance(missing, int) or not missing:
+        return None
+    have, read = ("has", "reads") if missing == 1 else ("have", "read")
+    return f"{plural(missing, 'chunk')} of the Zarr source {have} no file and {read} as the fill value"
 
 
 def head(opened: Opened, rows: int) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def labels_of(labels: Any, field: str) -> Array:
 
     Raises `UsageError` or `SchemaError` where that isn't one value a row.
     """
-    view = _view(labels)
+    view = view_of(labels)
     if view is None:
         values = np.asarray(labels)
         if values.ndim != 1:
@@ -134,12 +134,13 @@ def labels_of(labels: Any, field: str) -> Array:
 def _of_rows(rows: Any, given: Any, count: int, what: str) -> Array | None:
     if given is None:
         return None
-    values = labels_of(rows, given) if isinstance(given, str) and _view(rows) is not None else labels_of(given, "")
+    values = labels_of(rows, given) if isinstance(given, str) and view_of(rows) is not None else labels_of(given, "")
     if len(values) != count:
         raise UsageError(f"{what}: {len(values)} values for {count} rows")
     return values
 
 
-def _view(rows: Any) -> StoreView | None:
+def view_of(rows: Any) -> StoreView | None:
+    """The rows of a dataset as stored, or a view as it is; None of anything else."""
     view = rows if isinstance(rows, StoreView) else getattr(rows, "view", None)
     return view if isinstance(view, StoreView) else None

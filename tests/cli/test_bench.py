@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from bigconv.cli.app import main
 from bigconv.schema import Field, Schema
@@ -145,3 +146,20 @@ def test_bad_input(bench: Bench, store: Path, tmp_path: Path) -> None:
 def test_samples_that_cannot_be_stacked(bench: Bench, make_store: Callable[..., Path]) -> None:
     make_store(block(Schema((Field("t", "uint16", (None,), "tokens"),)), 40), ".lmdb", name="text")
     refused(bench("text.lmdb", "--seconds", 0.3, "--quiet"), 2, "field t", "can't be stacked", "--fields")
+
+
+def test_folder_of_several_kinds(bench: Bench, store: Path, tmp_path: Path) -> None:
+    """Bench has what its error suggests, also for a trial, and the command it gives says so."""
+    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(tmp_path / "1.png")
+    Image.fromarray(np.ones((8, 9, 3), np.uint8)).save(tmp_path / "2.png")
+    (tmp_path / "notes.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    refused(bench("."), 2, "2 for images, 1 for", "--from images")
+    refused(bench(".", "--from", "jsonl"), 2, "bench . --from jsonl --stores")
+    refused(bench(".", "--from", "hdf5"), 2, "train.h5: a bigconv store: give its own path")
+    quick = ("--workers", 0, "--seconds", 0.3, "--quiet", "--json")
+    code, out, err = bench(".", "--from", "images", *quick)
+    assert code == 0, err
+    assert json.loads(out)["subjects"][0]["rows"] == 2
+    code, out, err = bench(".", "--from", "jsonl", "--stores", "mmap", *quick)
+    assert code == 0, err
+    assert json.loads(out)["convert"] == "bigconv convert . train.mmap --from jsonl"

@@ -166,9 +166,13 @@ def test_json_of_names_that_no_encoding_has(stores: Path, tmp_path: Path) -> Non
 
 def test_what_people_see(stores: Path) -> None:
     shown = out(stores / "out.h5")
-    for word in ("hdf5", "5 rows", "image", "uint8", "3 × * × *", "chw", "label", "2 classes", "cats, dogs", "layout"):
+    for word in ("hdf5", "5 rows", "image", "uint8", "3 × * × *", "chw", "label", "2 classes", "layout"):
         assert word in shown
-    assert json.loads(out(stores / "out.h5", "--json"))["content_digest"] in shown
+    assert "label classes: cats (2), dogs (3)\n" in shown
+    known = json.loads(out(stores / "out.h5", "--json"))
+    assert known["content_digest"] in shown
+    (label,) = (f for f in known["fields"] if f["name"] == "label")
+    assert label["counts"] == [{"value": 0, "name": "cats", "count": 2}, {"value": 1, "name": "dogs", "count": 3}]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -14,6 +14,7 @@ from PIL import Image
 import bigconv
 from bigconv import dataset, fsio, registry
 from bigconv.block import Block
+from bigconv.conversion.build import NOTES
 from bigconv.dataset import DatasetManifest
 from bigconv.errors import BigconvError, FindingsError, IncompleteStore, InputError, OutputError, UsageError
 from bigconv.schema import Field, Schema
@@ -436,3 +437,32 @@ def test_a_flipped_bit_in_the_manifest_is_refused(store: Path, tmp_path: Path) -
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(bigconv.BigconvError):
             bigconv.open(tmp_path / "p")
+
+
+def test_a_destination_named_like_a_note(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of everything that stands in the folder of unfinished work, for one store, parts and a split."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("parts", "split", "one"):
+        Path(folder).mkdir()
+    whole = open_store(store).manifest.content_digest
+    for name in (*NOTES, "Results"):
+        assert sharded(store, Path("parts") / name, rows=1_000).content_digest == whole
+        assert verify(open_store(Path("parts") / name)) == []
+        bigconv.shard(store, Path("split") / name, split="train=0.5,val=0.5", workers=0)
+        assert sorted(path.name for path in (Path("split") / name).iterdir()) == ["train", "val"]
+        bigconv.convert(store, Path("one") / name, to="zarr", workers=0)
+        assert open_store(Path("one") / name).manifest.content_digest == whole
+    assert sorted(path.name for path in Path("parts").iterdir()) == sorted((*NOTES, "Results"))
+
+
+def test_every_note_is_listed(tmp_path: Path) -> None:
+    """What runs leave in their folders when too much was rejected, and ranks when they have done theirs."""
+    raw = images(tmp_path / "raw", 6)
+    bigconv.convert(raw, tmp_path / "ranked", to="hdf5", shards=2, rank="0/2", workers=0)
+    (raw / "class0" / "0000.png").write_bytes(b"no picture")
+    for name, options in {"one.h5": {}, "parts": {"to": "hdf5", "shards": 2}}.items():
+        with pytest.raises(FindingsError):
+            bigconv.convert(raw, tmp_path / name, workers=0, **options)
+    for name in ("one.h5", "parts", "ranked"):
+        found = {path.name for path in (tmp_path / f"{name}.partial").iterdir()}
+        assert all(entry.startswith(name) for entry in found - NOTES)  # the store, and what its writer keeps beside it

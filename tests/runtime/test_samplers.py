@@ -11,11 +11,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from bigconv.block import Block, Ragged
-from bigconv.errors import SchemaError, UsageError
+from bigconv.errors import IncompleteStore, SchemaError, UsageError
+from bigconv.runtime import samplers as samplers_module
 from bigconv.runtime.dataset import StoreDataset
 from bigconv.runtime.order import BatchOrder
 from bigconv.runtime.samplers import ClassBalancedSampler, TokenBatchSampler, WeightedSampler
 from bigconv.schema import Field, Schema
+from bigconv.view import classes as classes_module
+from bigconv.view.classes import class_counts
+from bigconv.view.splits import labels_of
 
 Make = Callable[..., Path]
 pytestmark = [
@@ -301,3 +305,44 @@ def test_no_lengths() -> None:
     assert list(TokenBatchSampler([], 10)) == []
     with pytest.raises(UsageError, match="positive"):
         TokenBatchSampler([1], 0)
+
+
+def test_classes_from_the_manifest(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts come without the labels, and the order is the one that the labels give."""
+    schema = Schema((Field("label", "int64", (), "label", classes=tuple("abcdef")),))
+    path = make_store(Block(schema, {"label": LABELS}), ".h5")
+    old = make_store(Block(Schema((Field("label", "int64"),)), {"label": LABELS}), ".h5", "old")  # nobody counted
+    read: list[str] = []
+
+    def reading(labels: object, field: str) -> object:
+        read.append(field)
+        return labels_of(labels, field)
+
+    monkeypatch.setattr(samplers_module, "labels_of", reading)
+    monkeypatch.setattr(classes_module, "labels_of", reading)
+    dataset = StoreDataset([path, path])
+    assert class_counts(dataset) == {0: 120, 1: 50, 5: 10}
+    sampler = ClassBalancedSampler(dataset, 8, seed=3)
+    assert len(sampler) == 23
+    assert sampler.classes.tolist() == [0, 1, 5]
+    assert read == []
+    epochs = rows_of(sampler), rows_of(sampler)
+    assert read == ["label"]
+    given = ClassBalancedSampler(np.concatenate([LABELS, LABELS]), 8, seed=3)
+    assert epochs == (rows_of(given), rows_of(given))
+    assert class_counts(StoreDataset([old, old])) == {0: 120, 1: 50, 5: 10}
+    mixed = ClassBalancedSampler(StoreDataset([old]), 8, seed=3, replacement=False)
+    assert rows_of(mixed) == rows_of(ClassBalancedSampler(LABELS, 8, seed=3, replacement=False))
+    with pytest.raises(UsageError, match="no more than 30"):
+        ClassBalancedSampler(dataset, 8, num_samples=31, replacement=False)
+
+
+def test_labels_that_are_not_those_counted(make_store: Make) -> None:
+    schema = Schema((Field("label", "int64", (), "label"),))
+    path = make_store(Block(schema, {"label": LABELS}), ".mmap")
+    values = np.load(path / "label.npy", mmap_mode="r+")
+    values[0] = 5
+    values.flush()
+    sampler = ClassBalancedSampler(StoreDataset(path), 8)
+    with pytest.raises(IncompleteStore, match="--verify"):
+        next(iter(sampler))

@@ -27,6 +27,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
 import bigconv
+from bigconv.inspection.subject import subject
 
 Make = Callable[[Path], Path]
 BOMB = 320 << 20  # bytes unpacked: more than what a refusal may allocate
@@ -334,6 +335,9 @@ def test_more_is_promised_than_is_read(make: Make, tmp_path: Path) -> None:
     assert all(np.shape(evil[name]) == np.shape(good[name]) for name in rows.schema.names)
 
 
+NO_FILE = "1 chunk of the Zarr source has no file and reads as the fill value"
+
+
 def test_a_missing_chunk_is_told(tmp_path: Path) -> None:
     """The format has it that a chunk that isn't there is full of the fill value: whoever lost it reads zeros."""
     for name, how in (("whole", {}), ("cut", {}), ("shards", {"shards": (4,), "chunks": (2,)})):
@@ -347,3 +351,6 @@ def test_a_missing_chunk_is_told(tmp_path: Path) -> None:
             *range(1, 5),
             *(range(5, 9) if name == "whole" else [0] * 4),
         ]
+        for known in (subject([path]), subject([tmp_path / f"{name}.h5"])):
+            told = [warning.problem for warning in known.warnings() if warning.topic == "gaps"]
+            assert told == ([] if name == "whole" else [NO_FILE])
