@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-import xxhash
-
 from bigconv.errors import BigconvError, OutputError
+from bigconv.hashes import XXH3, hasher
 
 COPY_BYTES = 8 << 20  # 8 MiB a call: past this a copy no longer gets faster
 BEHIND_BYTES = 16 << 20  # 16 MiB: what is written is given to the disk at once, so that a later fsync finds little
@@ -274,9 +273,9 @@ def files_below(path: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def digest_file(path: Path, skip: tuple[int, int] = (0, 0)) -> str:
-    """xxh3-128 of a file's bytes, hex; `skip`: first byte and number of bytes that are left out."""
-    total = xxhash.xxh3_128()
+def digest_file(path: Path, skip: tuple[int, int] = (0, 0), algorithm: str = XXH3) -> str:
+    """Digest of a file's bytes, hex; `skip`: first byte and number of bytes that are left out."""
+    total = hasher(algorithm)
     begin, length = skip
     with open(path, "rb", buffering=0) as file:
         room = memoryview(bytearray(min(COPY_BYTES, os.fstat(file.fileno()).st_size + 1)))
@@ -285,7 +284,7 @@ def digest_file(path: Path, skip: tuple[int, int] = (0, 0)) -> str:
             wanted = min(len(room), begin - at) if at < begin else len(room)
             got = file.readinto(room[:wanted])
             if not got:
-                return total.hexdigest()
+                return str(total.hexdigest())
             total.update(room[:got])
             at += got
             if length and at == begin:

@@ -19,8 +19,9 @@ from bigconv.conversion.build import building, partial_folder, rejects_file
 from bigconv.conversion.parts_cut import PartPlan, PartSpec, part_hash, part_plan
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, Progress, all_there, fill, strictly
-from bigconv.digest import DIGEST_BYTES, Digester, InnerDigester
+from bigconv.digest import Digester, InnerDigester
 from bigconv.errors import IncompleteStore, OutputError
+from bigconv.hashes import width
 from bigconv.view.opening import Opened, OpenedDataset, open_store
 from bigconv.view.table import StoreView
 
@@ -205,8 +206,8 @@ def hash_part(part: Opened, start: int, tell: Progress | None = None) -> dict[st
 
     What is read is proven on the way: raises `IncompleteStore` when it is not what its manifest says.
     """
-    schema = part.manifest.schema
-    own, inner = Digester(schema), InnerDigester(schema, start)
+    schema, algorithm = part.manifest.schema, part.manifest.digests.algorithm
+    own, inner = Digester(schema, algorithm=algorithm), InnerDigester(schema, start, algorithm)
     with StoreView.of([part]) as view:
         for block in view.blocks():
             own.update(block)
@@ -241,7 +242,8 @@ def read_result(job: Job, task: Task) -> Result | None:
         if body.pop("plan") != job.part_hash(task):
             return None
         result = Result(**body)
-        return result if all(len(t) % (2 * DIGEST_BYTES) == 0 for t in result.inner.values()) else None
+        size = 2 * width(job.outputs[task.output].plan.digest)  # hex
+        return result if all(len(table) % size == 0 for table in result.inner.values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -58,7 +58,7 @@ def unpublished(dest: Path, plan: Plan) -> tuple[Opened, provenance.Provenance]:
         schema=plan.schema,
         rows=record.rows,
         store=plan.store.name,
-        digests=Digests(record.rows, 1, {}),
+        digests=Digests(record.rows, 1, {}, plan.digest),
         source=known["document"]["source"],
         recipe=plan.recipe(),
         bigconv_version=__version__,

@@ -20,6 +20,7 @@ from bigconv import fsio
 from bigconv.block import Block, Index, Ragged
 from bigconv.digest import raw
 from bigconv.errors import IncompleteStore, NotAStore, UsageError
+from bigconv.hashes import XXH3
 from bigconv.manifest import MAX_BYTES, Manifest
 from bigconv.schema import Part, Schema
 from bigconv.stores import frames
@@ -83,13 +84,13 @@ class Hdf5:
                 return None
             return bytes(dataset[:].tobytes())
 
-    def files(self, path: Path) -> dict[str, tuple[int, str]]:
+    def files(self, path: Path, algorithm: str = XXH3) -> dict[str, tuple[int, str]]:
         with damage(path), opened(path) as file:
             if MANIFEST not in file:
                 return {}  # the writer adds it with the manifest
             dataset = file[MANIFEST]
             skip = (int(dataset.id.get_offset() or 0), int(dataset.size))
-        return {".": (path.stat().st_size, fsio.digest_file(path, skip))}
+        return {".": (path.stat().st_size, fsio.digest_file(path, skip, algorithm))}
 
     def check(self, path: Path, manifest: Manifest) -> None:
         check_end(path)
@@ -215,7 +216,8 @@ class Hdf5Writer:
         # room for the file's own size and digest, which are known only when the manifest has its place
         room = len(manifest.to_bytes()) + 128
         offset = self._add(MANIFEST, np.full(room, ord(" "), np.uint8))
-        files = {".": (self.path.stat().st_size, fsio.digest_file(self.path, (offset, room)))}
+        digest = fsio.digest_file(self.path, (offset, room), manifest.digests.algorithm)
+        files = {".": (self.path.stat().st_size, digest)}
         whole = replace(manifest, files=files).to_bytes().ljust(room)
         patch = fsio.PatchFile(self.path)
         try:
