@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bigconv import registry
@@ -51,5 +52,8 @@ def parts_job(plan: Plan, dest: Path, policy: Policy, kept: Opened | None = None
     assert plan.shards is not None
     there = kept if isinstance(kept, OpenedDataset) else None
     first = 0 if there is None else 1 + max(part.number for part in there.manifest.parts)
-    parts = cut_plan(plan, Cut(**plan.shards), first=first)
+    cut = Cut(**plan.shards)
+    if there is not None and cut.shards is not None and plan.inputs is not None:
+        cut = replace(cut, shards=min(cut.shards, plan.inputs))  # fewer new files than parts is no mistake
+    parts = cut_plan(plan, cut, first=first)
     return Job(dest, (Output("", plan, plan.hash, parts, there),), policy)
