@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +240,32 @@ def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     for fd in (*begin, *end):
         os.close(fd)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_that_never_came_to_drop_a_lock_holds_none(tmp_path: Path) -> None:
+    """Killed with its parent on a busy machine, it may still be there when the next run begins."""
+    program = (
+        "import ctypes, os, sys\nfrom pathlib import Path\nfrom bigconv import fsio\n"
+        "held = fsio.Lock(Path(sys.argv[1]))\nlibc = ctypes.CDLL(None)\nchild = libc.fork()\n"
+        "if child == 0:\n    libc.pause()\nprint(child, flush=True)\nsys.stdin.read()\nos._exit(0)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "lock")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    child = int(other.stdout.readline())
+    try:
+        with pytest.raises(OutputError, match="another bigconv is writing here"):
+            fsio.Lock(tmp_path / "lock")
+        other.kill()
+        other.wait()
+        fsio.Lock(tmp_path / "lock").release()
+        os.kill(child, 0)  # it was there all the time
+    finally:
+        os.kill(child, signal.SIGKILL)
+        other.stdin.close()
+        other.stdout.close()
 
 
 def test_lock_where_nothing_can_be_written(tmp_path: Path) -> None:

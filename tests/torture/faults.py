@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bigconv import fsio
 from bigconv.errors import BigconvError
 from tests.torture import Case, _child
-from tests.torture._runs import Target, Trial, checkpoints_everywhere, trials, workspace
+from tests.torture._runs import Target, Trial, checkpoints_everywhere, folders, trials, workspace
 
 CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "replace", "rename", "mkdir", "unlink", "copy_file_range")
 SHORT = "short"
 SHORTENED = ("write", "pwrite", "copy_file_range")  # calls that may do a part only
 KINDS = (errno.ENOSPC, errno.EIO)
-TRACED = ("ENOSPC", "EIO", "EINTR")
+TRACED = ("ENOSPC", "EIO")
 LIMITS = 12  # file size limits and sizes of a tmpfs, at scale 1
 QUICK = 0.05  # below this scale a few runs stand for all
 FEW = (0, 5, 6, 10, 11, 15)
@@ -34,6 +35,7 @@ FEW = (0, 5, 6, 10, 11, 15)
 
 def run(scale: float) -> Iterator[Case]:
     with workspace() as root, checkpoints_everywhere():
+        _warm(root)
         why = _child.no_strace()
         if why:
             yield Case("faults in the kernel", skipped=why)
@@ -45,6 +47,24 @@ def run(scale: float) -> Iterator[Case]:
                     yield from disturbed.in_the_kernel(root / "log")
                 yield from disturbed.limited()
         yield from _small_disk(root, scale)
+
+
+def _warm(root: Path) -> None:
+    """Have all that a command imports here already: in each traced child it would take longer than the command."""
+    from typer.testing import CliRunner
+
+    from bigconv.cli.app import app
+
+    source = folders(root / "warm")[1]
+    dests = ("a.h5", "a.zarr", "a.lmdb", "parts")
+    for dest in dests:
+        words = ["convert", str(source), str(root / dest), "--workers", "0", "-q"]
+        more = ["--shards", "2"] if dest == "parts" else ["--compress", "lz4"]
+        assert CliRunner().invoke(app, words + more).exit_code == 0
+        refused = CliRunner().invoke(app, [*words, "--limit", "1"])  # and what a refusal does
+        assert refused.exit_code != 0
+    for name in (*dests, "warm"):
+        fsio.remove(root / name)
 
 
 class Disturbed(Trial):
@@ -66,7 +86,7 @@ class Disturbed(Trial):
         return case
 
     def in_python(self) -> Iterator[Case]:
-        """Each call with each error, and those that may do a part only with that."""
+        """Each call of Python's with each error, and those that may do a part only with that."""
         with failing(self.place, 0, 0) as called:
             self.request.run()
         self.reset()
@@ -85,11 +105,14 @@ class Disturbed(Trial):
             yield self.judged(f"call {number}, {call}: {told}", wrong)
 
     def in_the_kernel(self, log: Path) -> Iterator[Case]:
+        """Each call, libraries' too, interrupted, and with one of the errors in turn."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         calls = _child.mutating_calls(lambda: self.command(nowhere), self.place, log)
         os.close(nowhere)
         self.reset()
-        for call, kind in self.chosen([(call, kind) for call in calls for kind in TRACED], 1):
+        cases = [(call, "EINTR") for call in calls]
+        cases += [(call, TRACED[number % len(TRACED)]) for number, call in enumerate(calls)]
+        for call, kind in self.chosen(cases, 1):
             wrong = self.ended(strace=_child.inject(call, f"error={kind}"), log=log)
             yield self.judged(f"{kind} at {call.line[:80]}", wrong)
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from bigconv import fsio
 from tests.torture import Case
+from tests.torture._child import tree
 from tests.torture._runs import SUFFIXES
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -52,26 +53,13 @@ def peak(arguments: list[str]) -> Peak:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     private = shared = 0
     while process.poll() is None:
-        found = [_held(pid) for pid in _tree(process.pid)]
+        found = [_held(pid) for pid in tree(process.pid)]
         private = max(private, sum(held.private for held in found))
         shared = max(shared, sum(held.shared for held in found))
         time.sleep(0.02)
     if process.returncode:
         raise RuntimeError(f"convert ended with {process.returncode}")
     return Peak(private, shared)
-
-
-def _tree(root: int) -> list[int]:
-    found, todo = [], [root]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                todo += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-        except OSError:
-            continue
-    return found
 
 
 def _held(pid: int) -> Peak:
