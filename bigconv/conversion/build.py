@@ -19,6 +19,7 @@ from bigconv.conversion.task import Item
 from bigconv.digest import Digester, Digests, InnerDigester, block_digest, block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError
 from bigconv.hashes import XXH3, width
+from bigconv.locks import Lock
 from bigconv.manifest import Manifest
 from bigconv.schema import Schema
 from bigconv.sources.filelist import FileList
@@ -40,7 +41,7 @@ class Build:
         self.folder = partial_folder(dest)
         with fsio.writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-        self._lock = fsio.Lock(self.folder / "lock")
+        self._lock = Lock(self.folder / "lock")
         self.inner: dict[str, bytes] = {}  # of a part: digests of the dataset's canonical blocks that lie in it
         self._fresh = not (self.folder / PLAN).exists()  # nothing in the folder is worth keeping
         try:
@@ -289,7 +290,7 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
     if not folder.is_dir():
         return
     try:
-        lock = fsio.Lock(folder / "lock")
+        lock = Lock(folder / "lock")
         known = journal.read_plan(folder / PLAN)
         if known is None or known.get("makes") == hashed:
             fsio.remove(folder)

@@ -22,6 +22,7 @@ from bigconv.conversion.run import Policy, Progress, all_there, fill, strictly
 from bigconv.digest import Digester, InnerDigester
 from bigconv.errors import IncompleteStore, OutputError
 from bigconv.hashes import width
+from bigconv.locks import Lock
 from bigconv.view.opening import Opened, OpenedDataset, open_store
 from bigconv.view.table import StoreView
 
@@ -253,7 +254,7 @@ def _await_lock(folder: Path) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (folder / "lock").exists():
         try:
-            fsio.Lock(folder / "lock").release()
+            Lock(folder / "lock").release()
             return
         except OutputError:
             if time.monotonic() > deadline:

@@ -25,6 +25,7 @@ from bigconv.dataset import DatasetManifest, Part
 from bigconv.digest import Digester, Digests, block_rows
 from bigconv.errors import FindingsError, IncompleteStore, OutputError
 from bigconv.hashes import width
+from bigconv.locks import Lock
 from bigconv.schema import Schema
 from bigconv.view.opening import OpenedDataset
 from bigconv.view.table import StoreView
@@ -149,7 +150,7 @@ def _claimed(job: Job) -> Iterator[None]:
     """The folder of unfinished work, locked; it goes when it is of no more use."""
     with fsio.writing(job.folder):
         job.folder.mkdir(exist_ok=True)
-    lock = fsio.Lock(job.folder / "lock")
+    lock = Lock(job.folder / "lock")
     try:
         none_at_work(job.folder)
     except BaseException:

@@ -25,6 +25,7 @@ from bigconv.conversion.shard_source import Pick, parse_split
 from bigconv.dataset import DatasetManifest, Part
 from bigconv.digest import block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
+from bigconv.locks import Lock
 from bigconv.schema import unknown
 from bigconv.stores.base import recalled
 from bigconv.view.opening import Opened, OpenedDataset, open_parts
@@ -216,7 +217,7 @@ def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[The
     folder = partial_folder(path)
     with fsio.writing(folder):
         folder.mkdir(exist_ok=True)
-    lock = fsio.Lock(folder / "lock")
+    lock = Lock(folder / "lock")
     try:
         yield opening(path), folder
     finally:
