@@ -269,6 +269,7 @@ def test_the_command_line(raw: Path, tmp_path: Path) -> None:
     assert "unchanged" in run("convert", raw, dest, "--digest", "sha256", "--workers", 0).output
     told = json.loads(run("inspect", dest, "--json", "--verify").stdout)
     assert (told["digests"], told["verified"]) == ("sha256", True)
+    assert "digests sha256" in run("inspect", dest).stdout
     assert run("shard", dest, tmp_path / "parts", "--rows", 7, "--digest", "xxh3", "-q").exit_code == 0
     assert open_store(tmp_path / "parts").manifest.digests.algorithm == "xxh3-128"
     with pytest.raises(UsageError, match="unknown digest 'md5'"):
