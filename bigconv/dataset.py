@@ -18,9 +18,10 @@ from uuid import NAMESPACE_URL, uuid5
 import numpy as np
 
 from bigconv import class_counts
-from bigconv.digest import ALGORITHM, DIGEST_BYTES, Digests, block_rows
+from bigconv.digest import Digests, block_rows
 from bigconv.errors import IncompleteStore
-from bigconv.manifest import Manifest, count, mapping, parsing, sealed, unsealed
+from bigconv.hashes import XXH3, width
+from bigconv.manifest import Manifest, count, known_algorithm, mapping, parsing, sealed, unsealed
 from bigconv.schema import Schema
 
 FORMAT = "bigconv-dataset"
@@ -101,22 +102,22 @@ class DatasetManifest(Manifest):
         return sum(part.bytes for part in self.parts)
 
     def to_bytes(self) -> bytes:
-        return sealed(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "bigconv_version": self.bigconv_version,
-                "store": self.store,
-                "rows": self.rows,
-                "fields": self.schema.to_json(),
-                "content_digest": self.recorded,
-                "source": dict(self.source),
-                "recipe": dict(self.recipe),
-                "plan": self.plan,
-                "parts": [part.to_json() for part in self.parts],
-                **self.counts_to_json(),
-            }
-        )
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "bigconv_version": self.bigconv_version,
+            "store": self.store,
+            "rows": self.rows,
+            "fields": self.schema.to_json(),
+            "content_digest": self.recorded,
+            "source": dict(self.source),
+            "recipe": dict(self.recipe),
+            "plan": self.plan,
+            "parts": [part.to_json() for part in self.parts],
+            **self.counts_to_json(),
+        }
+        algorithm = self.digests.algorithm
+        return sealed(body if algorithm == XXH3 else {**body, "algorithm": algorithm})
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str) -> DatasetManifest:
@@ -132,12 +133,13 @@ class DatasetManifest(Manifest):
             recorded = body["content_digest"]
             if not isinstance(recorded, str) or not _HEX.fullmatch(recorded):
                 raise ValueError(f"{recorded!r:.80} is no content digest")
-            tables = _Tables(Path(where), schema, rows, recorded)
+            algorithm = known_algorithm(body.get("algorithm", XXH3))
+            tables = _Tables(Path(where), schema, rows, recorded, algorithm)
             return cls(
                 schema=schema,
                 rows=rows,
                 store=str(body["store"]),
-                digests=Digests(rows, block_rows(schema), tables),
+                digests=Digests(rows, block_rows(schema), tables, algorithm),
                 source=mapping(body["source"]),
                 recipe=mapping(body["recipe"]),
                 bigconv_version=str(body["bigconv_version"]),
@@ -166,8 +168,9 @@ def digests_to_bytes(digests: Digests, schema: Schema) -> bytes:
 class _Tables(Mapping[str, bytes]):
     """Tables of digests that are read when the first one is asked for, and held against the content digest."""
 
-    def __init__(self, path: Path, schema: Schema, rows: int, recorded: str) -> None:
+    def __init__(self, path: Path, schema: Schema, rows: int, recorded: str, algorithm: str) -> None:
         self._path, self._schema, self._rows, self._recorded = path, schema, rows, recorded
+        self._algorithm = algorithm
         self._held: dict[str, bytes] | None = None
 
     def _tables(self) -> dict[str, bytes]:
@@ -182,12 +185,12 @@ class _Tables(Mapping[str, bytes]):
         except OSError as error:
             raise IncompleteStore(f"{file}: the digests can't be read: {error.strerror}") from error
         of_block = block_rows(self._schema)
-        size = -(-self._rows // of_block) * DIGEST_BYTES
+        size = -(-self._rows // of_block) * width(self._algorithm)
         head = _MAGIC + np.array([self._rows, of_block, len(self._schema)], "<i8").tobytes()
         if not raw.startswith(head) or len(raw) != len(head) + size * len(self._schema):
-            raise IncompleteStore(f"{file}: not the digests of this dataset ({ALGORITHM}, {self._rows} rows)")
+            raise IncompleteStore(f"{file}: not the digests of this dataset ({self._algorithm}, {self._rows} rows)")
         tables = {f.name: raw[len(head) + i * size : len(head) + (i + 1) * size] for i, f in enumerate(self._schema)}
-        if Digests(self._rows, of_block, tables).content(self._schema) != self._recorded:
+        if Digests(self._rows, of_block, tables, self._algorithm).content(self._schema) != self._recorded:
             raise IncompleteStore(f"{file}: the digests do not fit the content digest")
         return tables
 

@@ -1,8 +1,9 @@
 """Proof that nothing was lost: digests per field and canonical block of rows.
 
 A *canonical block* is a number of rows that follows from the schema alone, so neither store, chunk,
-shard nor worker count shows in a digest. Digests are xxh3-128 over the little-endian bytes of
-the rows; the content digest is SHA-256 over schema, row count and all of them. See docs/format.md.
+shard nor worker count shows in a digest. Digests are xxh3-128, or SHA-256 where that is asked for, over the
+little-endian bytes of the rows; the content digest is SHA-256 over schema, row count and all of them. See
+docs/format.md.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 
 from bigconv.block import Array, Block, Ragged
+from bigconv.hashes import XXH3, hasher, width
 from bigconv.schema import Schema
 
-ALGORITHM = "xxh3-128"
-DIGEST_BYTES = 16
 BLOCK_BYTES = 8 << 20  # 8 MiB: names a damaged place closely, at 2 bytes of manifest a MiB and field
 MAX_BLOCK_ROWS = 65536  # labels alone: 512 KiB a block
 RAGGED_BLOCK_ROWS = 1024  # sizes aren't known from the schema
@@ -39,27 +38,33 @@ class Digests:
 
     rows: int
     block_rows: int
-    tables: Mapping[str, bytes]  # field -> DIGEST_BYTES bytes a block
+    tables: Mapping[str, bytes]  # field -> `width` bytes a block
+    algorithm: str = XXH3
+
+    @property
+    def width(self) -> int:
+        """Bytes of a digest."""
+        return width(self.algorithm)
 
     @property
     def blocks(self) -> int:
         return -(-self.rows // self.block_rows)
 
     def block(self, field: str, number: int) -> bytes:
-        return self.tables[field][number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+        return self.tables[field][number * self.width : (number + 1) * self.width]
 
     def whole(self) -> dict[str, bytes]:
         """The tables without the last block, if that is shorter than the others."""
-        end = self.rows // self.block_rows * DIGEST_BYTES
+        end = self.rows // self.block_rows * self.width
         return {name: table[:end] for name, table in self.tables.items()}
 
     def content(self, schema: Schema) -> str:
-        """Hex SHA-256: equal for equal samples in equal order, whatever the store."""
+        """Hex SHA-256: equal for equal samples in equal order and one algorithm, whatever the store."""
         head = {
             "fields": [{"name": f.name, "dtype": f.dtype, "shape": list(f.shape), "kind": f.kind} for f in schema],
             "rows": self.rows,
             "block_rows": self.block_rows,
-            "algorithm": ALGORITHM,
+            "algorithm": self.algorithm,
         }
         total = hashlib.sha256(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
         for f in schema:
@@ -70,12 +75,13 @@ class Digests:
 class Digester:
     """Hashes blocks of any size as they go by; `finish()` gives the table."""
 
-    def __init__(self, schema: Schema, rows_a_block: int | None = None) -> None:
+    def __init__(self, schema: Schema, rows_a_block: int | None = None, algorithm: str = XXH3) -> None:
         """`rows_a_block`: of the whole schema, when `schema` has only some of its fields."""
         self._block_rows = rows_a_block or block_rows(schema)
         self._rows = 0
-        self._open = {f.name: _BlockHash(f.has_shapes) for f in schema if f.ragged}
-        self._flat = {f.name: xxhash.xxh3_128() for f in schema if not f.ragged}
+        self._algorithm = algorithm
+        self._open = {f.name: _BlockHash(f.has_shapes, algorithm) for f in schema if f.ragged}
+        self._flat = {f.name: hasher(algorithm) for f in schema if not f.ragged}
         self._tables: dict[str, bytearray] = {f.name: bytearray() for f in schema}
 
     @property
@@ -100,14 +106,15 @@ class Digester:
     def _cut(self) -> None:
         for name, flat in self._flat.items():
             self._tables[name] += flat.digest()
-            flat.reset()
+            self._flat[name] = hasher(self._algorithm)
         for name, ragged in self._open.items():
             self._tables[name] += ragged.cut()
 
     def finish(self) -> Digests:
         if self._rows % self._block_rows:
             self._cut()
-        return Digests(self._rows, self._block_rows, {name: bytes(table) for name, table in self._tables.items()})
+        tables = {name: bytes(table) for name, table in self._tables.items()}
+        return Digests(self._rows, self._block_rows, tables, self._algorithm)
 
 
 class InnerDigester:
@@ -116,8 +123,8 @@ class InnerDigester:
     Other runs hold the rest of the blocks at its ends: those are hashed where both sides are there.
     """
 
-    def __init__(self, schema: Schema, start: int) -> None:
-        self._digester = Digester(schema)
+    def __init__(self, schema: Schema, start: int, algorithm: str = XXH3) -> None:
+        self._digester = Digester(schema, algorithm=algorithm)
         self._skip = -start % block_rows(schema)
 
     def update(self, block: Block) -> None:
@@ -129,20 +136,23 @@ class InnerDigester:
             self._digester.update(block)
 
     def finish(self) -> dict[str, bytes]:
-        """Field → DIGEST_BYTES bytes a whole block."""
+        """Field → the digests of its whole blocks."""
         return self._digester.finish().whole()
 
 
 def block_digest(block: Block) -> bytes:
-    """DIGEST_BYTES bytes a field, in the schema's order: proof that a block arrived where it was written to."""
+    """A digest a field, in the schema's order: proof that a block arrived where it was written to. It is held against
+    what is read back and then dropped, so it is xxh3 always."""
     digests = []
     for column in block.columns.values():
         if isinstance(column, Ragged):
-            one = _BlockHash(column.shapes is not None)
+            one = _BlockHash(column.shapes is not None, XXH3)
             one.update(column)
             digests.append(one.cut())
         else:
-            digests.append(xxhash.xxh3_128(raw(column)).digest())
+            flat = hasher(XXH3)
+            flat.update(raw(column))
+            digests.append(flat.digest())
     return b"".join(digests)
 
 
@@ -150,9 +160,12 @@ class _BlockHash:
     """Digest of one ragged block: lengths, shapes and values are hashed apart as they arrive,
     and the three digests together make the block's, so no value has to wait for a later length."""
 
-    def __init__(self, has_shapes: bool) -> None:
-        self._has_shapes = has_shapes
-        self._lengths, self._shapes, self._values = (xxhash.xxh3_128() for _ in range(3))
+    def __init__(self, has_shapes: bool, algorithm: str) -> None:
+        self._has_shapes, self._algorithm = has_shapes, algorithm
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lengths, self._shapes, self._values = (hasher(self._algorithm) for _ in range(3))
 
     def update(self, piece: Ragged) -> None:
         self._lengths.update(raw(piece.lengths))
@@ -162,9 +175,11 @@ class _BlockHash:
 
     def cut(self) -> bytes:
         parts = [self._lengths, self._shapes, self._values] if self._has_shapes else [self._lengths, self._values]
-        digest = xxhash.xxh3_128(b"".join(p.digest() for p in parts)).digest()
-        for p in (self._lengths, self._shapes, self._values):
-            p.reset()
+        whole = hasher(self._algorithm)
+        for part in parts:
+            whole.update(part.digest())
+        self._begin()
+        digest: bytes = whole.digest()
         return digest
 
 

@@ -1,4 +1,4 @@
-"""Every durable file operation, in one place: append, write at, fsync, lock, publish.
+"""Every durable file operation, in one place: append, write at, fsync, publish.
 
 h5py, zarr and numpy call fsync nowhere, so nobody but this module decides what is durable. The order is
 always: write beside the target, fsync the files, fsync their folders from the bottom up, rename, fsync
@@ -16,11 +16,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
-
-import xxhash
 
 from bigconv.errors import BigconvError, OutputError
+from bigconv.hashes import XXH3, hasher
 
 COPY_BYTES = 8 << 20  # 8 MiB a call: past this a copy no longer gets faster
 # 1 MiB a write: for larger ones Linux takes folios of up to as many bytes for the page cache, which may be memory that
@@ -277,9 +275,9 @@ def files_below(path: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def digest_file(path: Path, skip: tuple[int, int] = (0, 0)) -> str:
-    """xxh3-128 of a file's bytes, hex; `skip`: first byte and number of bytes that are left out."""
-    total = xxhash.xxh3_128()
+def digest_file(path: Path, skip: tuple[int, int] = (0, 0), algorithm: str = XXH3) -> str:
+    """Digest of a file's bytes, hex; `skip`: first byte and number of bytes that are left out."""
+    total = hasher(algorithm)
     begin, length = skip
     with open(path, "rb", buffering=0) as file:
         room = memoryview(bytearray(min(COPY_BYTES, os.fstat(file.fileno()).st_size + 1)))
@@ -288,7 +286,7 @@ def digest_file(path: Path, skip: tuple[int, int] = (0, 0)) -> str:
             wanted = min(len(room), begin - at) if at < begin else len(room)
             got = file.readinto(room[:wanted])
             if not got:
-                return total.hexdigest()
+                return str(total.hexdigest())
             total.update(room[:got])
             at += got
             if length and at == begin:
@@ -351,55 +349,6 @@ def _exchange(a: Path, b: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return bool(call(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0)
-
-
-class Lock:
-    """An exclusive lock on a file, held by this process, and none that it forks, until released or dead.
-
-    It makes the name of its folder durable, so that work in the folder is still found after a power cut.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with writing(path):
-            self._file = open(path, "a+b")  # noqa: SIM115  held until release()
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-            else:
-                import fcntl
-
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise OutputError(f"{path.parent}: another bigconv is writing here; wait for it, or stop it") from None
-        if not path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
-            self._file.close()  # the one before has just finished and removed the folder
-            raise OutputError(f"{path.parent}: another bigconv was writing here; run the command again")
-        try:
-            sync_folder(path.parent.parent)
-        except OutputError:
-            self._file.close()
-            raise
-        _locks.add(self)
-
-    def release(self) -> None:
-        self._file.close()
-
-
-_locks: WeakSet[Lock] = WeakSet()
-
-
-def _forked() -> None:
-    """A lock belongs to the open file, which a forked child has too: it would hold it on when its parent is killed."""
-    for lock in list(_locks):
-        lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 def map_file(path: Path) -> mmap.mmap:

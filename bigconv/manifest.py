@@ -16,8 +16,9 @@ from typing import Any
 
 from bigconv import class_counts
 from bigconv.class_counts import Counts
-from bigconv.digest import ALGORITHM, DIGEST_BYTES, Digests
+from bigconv.digest import Digests
 from bigconv.errors import IncompleteStore, LaterVersion, SchemaError
+from bigconv.hashes import OPTIONS
 from bigconv.schema import Schema
 
 FORMAT = "bigconv"
@@ -36,14 +37,14 @@ class Manifest:
     source: Mapping[str, Any]
     recipe: Mapping[str, Any]
     bigconv_version: str
-    # path below the store (`.`: the file itself) -> bytes and xxh3-128, hex; what holds the manifest is left out
+    # path below the store (`.`: the file itself) -> bytes and digest, hex; what holds the manifest is left out
     files: Mapping[str, tuple[int, str]] = default(default_factory=dict)
     plan: str = ""  # hex SHA-256 over source, recipe and file list: tells an unchanged conversion
     counts: Counts = default(default_factory=dict)  # rows of each class; of no field where an early version wrote it
 
     @property
     def content_digest(self) -> str:
-        """Hex SHA-256: equal for equal samples in equal order, whatever the store."""
+        """Hex SHA-256: equal for equal samples in equal order and one algorithm, whatever the store."""
         return self.digests.content(self.schema)
 
     def to_bytes(self) -> bytes:
@@ -56,7 +57,7 @@ class Manifest:
             "rows": self.rows,
             "fields": self.schema.to_json(),
             "digests": {
-                "algorithm": ALGORITHM,
+                "algorithm": self.digests.algorithm,
                 "block_rows": self.digests.block_rows,
                 "fields": {name: table.hex() for name, table in self.digests.tables.items()},
             },
@@ -87,11 +88,12 @@ class Manifest:
     def _from_body(cls, body: dict[str, Any]) -> Manifest:
         schema = Schema.from_json(body["fields"])
         rows, block_rows = count(body["rows"]), count(body["digests"]["block_rows"])
-        if body["digests"]["algorithm"] != ALGORITHM or block_rows < 1:
+        algorithm = known_algorithm(body["digests"]["algorithm"])
+        if block_rows < 1:
             raise ValueError("unknown digests")
         tables = {f.name: bytes.fromhex(body["digests"]["fields"][f.name]) for f in schema}
-        digests = Digests(rows, block_rows, tables)
-        if any(len(table) != digests.blocks * DIGEST_BYTES for table in tables.values()):
+        digests = Digests(rows, block_rows, tables, algorithm)
+        if any(len(table) != digests.blocks * digests.width for table in tables.values()):
             raise ValueError("digests do not fit the number of rows")
         files = {_relative(name): _size_and_digest(entry) for name, entry in body["files"].items()}
         return cls(
@@ -106,6 +108,13 @@ class Manifest:
             plan=str(body["plan"]),
             counts=class_counts.from_json(body.get("counts", {}), schema, rows),
         )
+
+
+def known_algorithm(name: object) -> str:
+    """The hash that a manifest names. Raises `ValueError` for another."""
+    if name not in OPTIONS.values():
+        raise ValueError(f"unknown digests: {name!r:.80}")
+    return str(name)
 
 
 def sealed(body: dict[str, Any]) -> bytes:

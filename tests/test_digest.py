@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from bigconv.testing import cases
 SCHEMA = Schema((Field("x", "float32", (3,)), Field("tokens", "uint16", (None,)), Field("img", "uint8", (None, None))))
 
 
-def digests(block: Block, cuts: list[int], rows: int | None = None) -> Digests:
-    digester = Digester(block.schema, rows)
+def digests(block: Block, cuts: list[int], rows: int | None = None, algorithm: str = "xxh3-128") -> Digests:
+    digester = Digester(block.schema, rows, algorithm)
     for start, stop in itertools.pairwise([0, *sorted(cuts), len(block)]):
         digester.update(block.slice(start, stop))
     assert digester.rows == len(block)
@@ -40,27 +41,32 @@ def test_how_rows_arrive_leaves_no_trace(cuts: list[int], rows: int) -> None:
     assert all(len(table) == 16 * found.blocks for table in found.tables.values())
 
 
-def test_bytes_of_the_specification() -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "hashed"),
+    [("xxh3-128", xxhash.xxh3_128_digest), ("sha256", lambda data: hashlib.sha256(data).digest())],
+    ids=["xxh3", "sha256"],
+)
+def test_bytes_of_the_specification(algorithm: str, hashed: Callable[[bytes], bytes]) -> None:
     """Written anew from docs/format.md."""
     block = cases.block(SCHEMA, 5)
-    found = digests(block, [], 3)
+    found = digests(block, [1, 4], 3, algorithm)
     expected: dict[str, bytes] = {"x": b"", "tokens": b"", "img": b""}
     for start, stop in ((0, 3), (3, 5)):
-        expected["x"] += xxhash.xxh3_128_digest(np.asarray(block["x"])[start:stop].astype("<f4").tobytes())
+        expected["x"] += hashed(np.asarray(block["x"])[start:stop].astype("<f4").tobytes())
         for name in ("tokens", "img"):
             rows = [block[name][i] for i in range(start, stop)]
             lengths = np.array([row.size for row in rows], "<i8").tobytes()
             shapes = np.array([row.shape for row in rows], "<i8").tobytes()
             values = b"".join(row.tobytes() for row in rows)
             parts = [lengths, shapes, values] if name == "img" else [lengths, values]
-            expected[name] += xxhash.xxh3_128_digest(b"".join(map(xxhash.xxh3_128_digest, parts)))
+            expected[name] += hashed(b"".join(map(hashed, parts)))
     assert dict(found.tables) == expected
-    assert found.block("img", 1) == expected["img"][16:]
+    assert found.block("img", 1) == expected["img"][found.width :]
     head = {
         "fields": [{"name": f.name, "dtype": f.dtype, "shape": list(f.shape), "kind": f.kind} for f in SCHEMA],
         "rows": 5,
         "block_rows": 3,
-        "algorithm": "xxh3-128",
+        "algorithm": algorithm,
     }
     canonical = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
     assert found.content(SCHEMA) == hashlib.sha256(canonical + b"".join(expected.values())).hexdigest()

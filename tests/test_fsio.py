@@ -196,56 +196,6 @@ def test_publish_replaces_a_link_and_not_what_it_points_to(tmp_path: Path) -> No
     assert (tmp_path / "precious" / "x").read_text() == "precious"
 
 
-def test_lock_is_exclusive_until_released(tmp_path: Path) -> None:
-    held = fsio.Lock(tmp_path / "lock")
-    with pytest.raises(OutputError, match="another bigconv"):
-        fsio.Lock(tmp_path / "lock")
-    held.release()
-    fsio.Lock(tmp_path / "lock").release()
-
-
-def test_lock_against_another_process_that_dies(tmp_path: Path) -> None:
-    """Killed without a chance to clean up, it holds nothing any more."""
-    hold = "import sys, time; from bigconv import fsio; from pathlib import Path\n"
-    hold += "held = fsio.Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(OutputError, match="another bigconv is writing here"):
-            fsio.Lock(tmp_path / "lock")
-    finally:
-        other.kill()
-        other.communicate()
-    fsio.Lock(tmp_path / "lock").release()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
-    """Or workers that are forked would keep the next run out for as long as they outlive a parent that was killed."""
-    held = fsio.Lock(tmp_path / "lock")
-    begin, end = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(begin[1], b"x")
-        os.read(end[0], 1)
-        os._exit(0)
-    os.read(begin[0], 1)
-    with pytest.raises(OutputError, match="another bigconv is writing"):
-        fsio.Lock(tmp_path / "lock")  # the child has dropped its own, which leaves this process's
-    held.release()
-    fsio.Lock(tmp_path / "lock").release()
-    os.write(end[1], b"x")
-    os.waitpid(child, 0)
-    for fd in (*begin, *end):
-        os.close(fd)
-
-
-def test_lock_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="No such file"):
-        fsio.Lock(tmp_path / "missing" / "lock")
-
-
 def test_remove(tmp_path: Path) -> None:
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     (tmp_path / "folder" / "deep" / "x").write_text("x")
@@ -290,14 +240,6 @@ def test_sync_makes_the_name_of_a_new_file_durable(tmp_path: Path, monkeypatch: 
         file.sync()
         file.close()
         assert synced == expected
-
-
-def test_the_name_of_a_locked_folder_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders: list[Path] = []
-    monkeypatch.setattr(fsio, "sync_folder", folders.append)
-    (tmp_path / "work").mkdir()
-    fsio.Lock(tmp_path / "work" / "lock").release()
-    assert folders == [tmp_path]
 
 
 def test_an_error_names_the_file_that_it_is_about(tmp_path: Path) -> None:

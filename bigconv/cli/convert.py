@@ -294,6 +294,10 @@ def command(
         int | None,
         typer.Option("--chunk", help="Rows a chunk (Zarr, compressed HDF5).", metavar="N", rich_help_panel="Storage"),
     ] = None,
+    digest: Annotated[
+        str | None,
+        typer.Option("--digest", help="What proves the rows: xxh3 (default) | sha256.", rich_help_panel="Storage"),
+    ] = None,
     shard_size: Annotated[
         str | None,
         typer.Option(
@@ -418,6 +422,7 @@ def command(
         storage={"compress": compress, "chunk": chunk},
         shard_size=shard_size,
         shards=shards,
+        digest=digest,
     )
     if recipe is not None:
         request = request.replayed(recipe)

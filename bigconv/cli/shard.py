@@ -40,6 +40,9 @@ def command(
     to: Annotated[
         str | None, typer.Option("--to", metavar="STORE", help="memmap | hdf5 | lmdb | zarr [as they are].")
     ] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", help="What proves the rows: xxh3, sha256 (else as they have it).")
+    ] = None,
     shuffle: Annotated[
         bool, typer.Option("--shuffle", help="Put all rows in a random order, by --seed.", rich_help_panel=ROWS)
     ] = False,
@@ -131,7 +134,7 @@ def command(
     assert dest is not None
     cut = Cut(rows, None if size is None else parse_size(size), shards)
     pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
-    request = ShardRequest(tuple(stores), dest, cut, pick, to, overwrite, policy)
+    request = ShardRequest(tuple(stores), dest, cut, pick, to, overwrite, policy, digest=digest)
     todo, done = request.plan()
     if dry_run:
         _show_plan(request.told, todo, json)

@@ -15,6 +15,7 @@ from bigconv.class_counts import Counts, named
 from bigconv.cli import text
 from bigconv.cli.render import field_table
 from bigconv.dataset import DatasetManifest
+from bigconv.hashes import XXH3
 from bigconv.inspection.datasets import Dataset
 from bigconv.inspection.diff import Diff
 from bigconv.inspection.fields import names_class
@@ -50,7 +51,8 @@ def show_store(out: Console, known: Subject, rows: dict[int, dict[str, Any]], ma
         _parts(out, opened.manifest)
     _classes(out, manifest.schema, manifest.counts)
     steps = " → ".join(str(step.get("step")) for step in manifest.recipe.get("steps", [])) or "none"
-    _line(out, f"from {manifest.source.get('kind', '?')} · steps {steps}")
+    proven = "" if manifest.digests.algorithm == XXH3 else f" · digests {manifest.digests.algorithm}"
+    _line(out, f"from {manifest.source.get('kind', '?')} · steps {steps}{proven}")
     out.print(f"content digest {manifest.content_digest}", style="dim")
     for i, row in rows.items():
         cells = ", ".join(f"{name}: {_cell(value, manifest.schema[name].kind)}" for name, value in row.items())

@@ -18,7 +18,7 @@ from bigconv.conversion import unpublished
 from bigconv.conversion.build import drop_leftovers
 from bigconv.conversion.destination import check_dest, unchanged
 from bigconv.conversion.engines import check_engine
-from bigconv.conversion.options import GENERAL, exists, find_source, make_steps, recognise, replay
+from bigconv.conversion.options import GENERAL, chosen_digest, exists, find_source, make_steps, recognise, replay
 from bigconv.conversion.parts_append import appended_parts
 from bigconv.conversion.parts_cut import parse_size
 from bigconv.conversion.parts_request import STORE, asked_cut, parts_job, recorded_cut
@@ -61,6 +61,7 @@ class Request:
     storage: dict[str, Any] = field(default_factory=dict)  # the store's options, those that were given
     shard_size: str | int | None = None  # bytes of data a part: DEST becomes a sharded directory
     shards: int | None = None  # the same by the number of parts
+    digest: str | None = None  # xxh3 or sha256; None: as what is read or added to has it, else xxh3
     target: Url | None = None  # of a DEST that is a URL: `dest` is then where it is made
 
     def __post_init__(self) -> None:
@@ -114,6 +115,7 @@ class Request:
         alike = there is not None and (there.store.name == store.name or (sharded and self.to is None))
         if there is not None and alike and (self.append or self.retry_rejects) and not given:
             store = there.store  # rows are added to a store as it is
+        kept = there if self.append or self.retry_rejects else None
         if there is None and not self.retry_rejects:
             unpublished.put_back(self.dest)
         names = dict(self.steps)
@@ -128,7 +130,10 @@ class Request:
         steps, schema = make_steps(
             source, self.steps, self.fit, self.seed, self.policy.timeout, self.policy.workers > 0
         )
-        plan = make_plan(source, steps, schema, store, self.limit, self._read(source))
+        digest = chosen_digest(self.digest, source)
+        if kept is not None and self.digest is None:
+            digest = kept.manifest.digests.algorithm
+        plan = make_plan(source, steps, schema, store, self.limit, self._read(source), digest)
         if cut is not None:
             plan = replace(plan, shards=cut.to_json())
         if there is None and self.retry_rejects:
@@ -190,6 +195,7 @@ class Request:
             limit=again["limit"] if self.limit is None else self.limit,
             options={**self.options, **again["read"]},
             storage=self._stored_as(again),
+            digest=self.digest or again["digest"],
         )
 
     def _stored_as(self, again: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,6 +292,7 @@ def convert(
     length: int | None = None,
     compress: str | None = None,
     chunk: int | None = None,
+    digest: str | None = None,
     shard_size: str | int | None = None,
     shards: int | None = None,
     workers: int | None = None,
@@ -308,6 +315,7 @@ def convert(
 
     `steps`: transforms in their order, as `("resize", "224")`; those given by name follow in the arguments' order.
     `compress`: `none`, `lz4`, `zstd` or `zstd:LEVEL`; `chunk`: rows a chunk.
+    `digest`: what proves the rows: `xxh3` (the default) or `sha256`; a store that is made of stores has theirs.
     `shard_size` (`"256MB"`, or bytes) or `shards` (their number): make a directory of parts instead of one store.
     `memory_limit` (`"2GB"`, or bytes): what all processes may take together: fewer workers, each held to a share.
     `engine`: where parts are made: `serial`, `local`, `dask` or `dask:HOST:PORT`. `rank` (`"0/8"`): make every 8th part
@@ -390,6 +398,7 @@ def convert(
         storage={"compress": compress, "chunk": chunk},
         shard_size=shard_size,
         shards=shards,
+        digest=digest,
     )
     if recipe is not None:
         request = request.replayed(Path(recipe))

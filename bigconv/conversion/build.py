@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from bigconv.class_counts import ClassCounts
 from bigconv.conversion import journal
 from bigconv.conversion.plan import Plan, differences
 from bigconv.conversion.task import Item
-from bigconv.digest import DIGEST_BYTES, Digester, Digests, InnerDigester, block_digest, block_rows
-from bigconv.errors import IncompleteStore, OutputError
+from bigconv.digest import Digester, Digests, InnerDigester, block_digest, block_rows
+from bigconv.errors import IncompleteStore, OutputError, StoreError
+from bigconv.hashes import XXH3, width
+from bigconv.locks import Lock
 from bigconv.manifest import Manifest
 from bigconv.schema import Schema
 from bigconv.sources.filelist import FileList
@@ -44,7 +46,7 @@ class Build:
         self.folder = partial_folder(dest)
         with fsio.writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-        self._lock = fsio.Lock(self.folder / "lock")
+        self._lock = Lock(self.folder / "lock")
         self.inner: dict[str, bytes] = {}  # of a part: digests of the dataset's canonical blocks that lie in it
         self._fresh = not (self.folder / PLAN).exists()  # nothing in the folder is worth keeping
         try:
@@ -57,7 +59,7 @@ class Build:
 
     def _begin(self, restart: bool) -> None:
         hashed = self.plan.hash
-        known = None if restart else known_work(self.folder, self.plan)
+        known = None if restart else known_work(self.dest, self.plan)
         self.journal = journal.Journal(self.folder / "journal", hashed) if known else None
         if self.journal is None or not self.journal.records:
             self._fresh = True
@@ -161,20 +163,21 @@ class Build:
             schema=schema,
             rows=self.rows,
             store=self.plan.store.name,
-            digests=Digests(self.rows, 1, {}),
+            digests=Digests(self.rows, 1, {}, self.plan.digest),
             source=whole.source.describe(),
             recipe=whole.recipe(),
             bigconv_version=__version__,
             plan=whole.hash,
         )
         # a part that begins with a canonical block of the dataset has the dataset's: nothing is hashed twice
-        inner = InnerDigester(schema, start) if start is not None and start % block_rows(schema) else None
+        apart = start is not None and start % block_rows(schema)
+        inner = InnerDigester(schema, start or 0, self.plan.digest) if apart else None
         counts = ClassCounts(schema)
         digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks, inner, counts)
         self.inner = digests.whole() if inner is None else inner.finish()
         self.writer.attach(provenance.NAME, self._provenance().to_bytes())
         manifest = Manifest(**{**vars(manifest), "digests": digests, "counts": counts.finish()})
-        manifest = Manifest(**{**vars(manifest), "files": self.plan.store.files(self.work)})
+        manifest = Manifest(**{**vars(manifest), "files": self.plan.store.files(self.work, self.plan.digest)})
         self.writer.seal(manifest)
         fsio.sync_tree(self.work)
         self.keep_rejects()
@@ -231,10 +234,17 @@ def rejects_file(dest: Path) -> Path:
     return dest.with_name(dest.name + ".rejects.jsonl")
 
 
-def known_work(folder: Path, plan: Plan) -> dict[str, Any] | None:
-    """What is being made in a folder, if it is this plan. Raises `OutputError` for unfinished work of another."""
+def known_work(dest: Path, plan: Plan) -> dict[str, Any] | None:
+    """The unfinished work for a destination, if it is this plan's. Raises `OutputError` for that of another.
+
+    What a run left that was killed when it had published is nobody's work any more.
+    """
+    folder = partial_folder(dest)
     known = journal.read_plan(folder / PLAN)
     if known is not None and known["hash"] != plan.hash:
+        with suppress(StoreError):
+            if open_store(dest).manifest.plan == known.get("makes"):
+                return None
         told = "; ".join(differences(plan, known["document"])) or "another version of bigconv"
         raise OutputError(
             f"{folder}: unfinished work of another conversion ({told}).\n"
@@ -248,7 +258,8 @@ def begin_anew(folder: Path, plan: Plan) -> None:
     for path in list(folder.iterdir()):
         if path.name != "lock":
             fsio.remove(path)
-    document = {"version": journal.VERSION, "hash": plan.hash, "document": plan.document()}
+    makes = (plan.stands_for or plan).hash  # the plan that the store will be known by
+    document = {"version": journal.VERSION, "hash": plan.hash, "makes": makes, "document": plan.document()}
     journal.write_plan(folder / PLAN, document)
 
 
@@ -264,14 +275,14 @@ def prove(
     field and rows.
     """
     schema = opened.manifest.schema
-    digester = Digester(schema)
+    digester = Digester(schema, algorithm=opened.manifest.digests.algorithm)
     view = StoreView.of([opened])
     start = 0
     for rows, expected in blocks:
         for block in view.blocks(start, start + rows, rows):
             found = block_digest(block).hex()
             if found != expected:
-                size = 2 * DIGEST_BYTES
+                size = 2 * width(XXH3)  # hex
                 pairs = zip(schema.names, range(0, len(found), size), strict=True)
                 wrong = [name for name, at in pairs if found[at : at + size] != expected[at : at + size]]
                 raise IncompleteStore(
@@ -289,14 +300,17 @@ def prove(
 
 
 def drop_leftovers(dest: Path, hashed: str) -> None:
-    """Remove what a run left that was killed after it had published; unfinished work of another plan stays."""
+    """Remove what a run left that was killed after it had published; unfinished work of another plan stays.
+
+    `hashed`: of the plan that the store is known by.
+    """
     folder = partial_folder(dest)
     if not folder.is_dir():
         return
     try:
-        lock = fsio.Lock(folder / "lock")
+        lock = Lock(folder / "lock")
         known = journal.read_plan(folder / PLAN)
-        if known is None or known["hash"] == hashed:
+        if known is None or known.get("makes") == hashed:
             fsio.remove(folder)
         lock.release()
     except OutputError:

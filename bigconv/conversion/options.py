@@ -15,6 +15,7 @@ from bigconv.block import Block
 from bigconv.conversion.apart import call_apart
 from bigconv.conversion.task import Work, run_span
 from bigconv.errors import InputError, NotAStore, StoreError, UsageError
+from bigconv.hashes import OPTION_OF, OPTIONS, XXH3
 from bigconv.schema import Schema, unknown
 from bigconv.sources import tiff_head
 from bigconv.sources.base import Source, Span
@@ -245,8 +246,20 @@ def _place(source: Source, block: Block) -> str:
     return name if len(source.files) == source.inputs else f"{name}, row {row}"
 
 
+def chosen_digest(option: str | None, source: Any) -> str:
+    """The algorithm of a new store's digests: the one asked for, else that of the stores it is made of, else xxh3.
+
+    Stores of both kinds make one of SHA-256. Raises `UsageError`.
+    """
+    if option is None:
+        return str(getattr(source, "digest_algorithm", XXH3))
+    if option not in OPTIONS:
+        raise UsageError(f"--digest: {unknown('digest', option, tuple(OPTIONS))}")
+    return OPTIONS[option]
+
+
 def replay(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A store's recipe as the options that make it again: `from_`, `to`, `steps`, `seed`, `limit`,
+    """A store's recipe as the options that make it again: `from_`, `to`, `steps`, `seed`, `limit`, `digest`,
     the source's options under `read`, and the store's under `storage`.
 
     Functions of a user's must be there, unchanged: in the current folder, or as a module that can be imported. Raises
@@ -266,6 +279,7 @@ def replay(recipe: Mapping[str, Any]) -> dict[str, Any]:
             "limit": None if recipe.get("limit") is None else int(recipe["limit"]),
             "read": dict(recipe.get("read", {})),
             "storage": dict(recipe.get("options", {})),
+            "digest": OPTION_OF[recipe.get("digest", XXH3)],
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UsageError):

@@ -20,8 +20,10 @@ from bigconv.conversion.build import building, partial_folder, rejects_file, wor
 from bigconv.conversion.parts_cut import PartPlan, PartSpec, part_hash, part_plan
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, Progress, all_there, fill, strictly
-from bigconv.digest import DIGEST_BYTES, Digester, InnerDigester
+from bigconv.digest import Digester, InnerDigester
 from bigconv.errors import IncompleteStore, OutputError
+from bigconv.hashes import width
+from bigconv.locks import Lock
 from bigconv.view.opening import Opened, OpenedDataset, open_store
 from bigconv.view.table import StoreView
 
@@ -208,8 +210,8 @@ def hash_part(part: Opened, start: int, tell: Progress | None = None) -> dict[st
 
     What is read is proven on the way: raises `IncompleteStore` when it is not what its manifest says.
     """
-    schema = part.manifest.schema
-    own, inner = Digester(schema), InnerDigester(schema, start)
+    schema, algorithm = part.manifest.schema, part.manifest.digests.algorithm
+    own, inner = Digester(schema, algorithm=algorithm), InnerDigester(schema, start, algorithm)
     with StoreView.of([part]) as view:
         for block in view.blocks():
             own.update(block)
@@ -244,10 +246,11 @@ def read_result(job: Job, task: Task) -> Result | None:
         body: dict[str, Any] = json.loads(job.result_file(task).read_bytes())
         if body.pop("plan") != job.part_hash(task):
             return None
-        schema = job.outputs[task.output].plan.schema
-        counts = class_counts.from_json(body.pop("counts"), schema, body["rows"])
+        plan = job.outputs[task.output].plan
+        counts = class_counts.from_json(body.pop("counts"), plan.schema, body["rows"])
         result = Result(**body, counts=counts)
-        return result if all(len(t) % (2 * DIGEST_BYTES) == 0 for t in result.inner.values()) else None
+        size = 2 * width(plan.digest)  # hex
+        return result if all(len(table) % size == 0 for table in result.inner.values()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -257,7 +260,7 @@ def _await_lock(folder: Path) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (folder / "lock").exists():
         try:
-            fsio.Lock(folder / "lock").release()
+            Lock(folder / "lock").release()
             return
         except OutputError:
             if time.monotonic() > deadline:

@@ -23,8 +23,10 @@ from bigconv.conversion.parts_cut import PartSpec
 from bigconv.conversion.ranks import at_work, makers, none_at_work
 from bigconv.conversion.run import Outcome, Progress, interruptible, too_many
 from bigconv.dataset import DatasetManifest, Part
-from bigconv.digest import DIGEST_BYTES, Digester, Digests, block_rows
+from bigconv.digest import Digester, Digests, block_rows
 from bigconv.errors import FindingsError, IncompleteStore, OutputError
+from bigconv.hashes import width
+from bigconv.locks import Lock
 from bigconv.schema import Schema
 from bigconv.view.opening import OpenedDataset
 from bigconv.view.table import StoreView
@@ -119,7 +121,7 @@ def prepare(job: Job) -> None:
     """
     with fsio.writing(job.folder):
         job.folder.mkdir(exist_ok=True)
-    if job.policy.restart or known_work(job.folder, job.plan) is None:
+    if job.policy.restart or known_work(job.dest, job.plan) is None:
         begin_anew(job.folder, job.plan)
     with fsio.writing(job.folder):
         (job.folder / RESULTS).mkdir(exist_ok=True)
@@ -149,7 +151,7 @@ def _claimed(job: Job) -> Iterator[None]:
     """The folder of unfinished work, locked; it goes when it is of no more use."""
     with fsio.writing(job.folder):
         job.folder.mkdir(exist_ok=True)
-    lock = fsio.Lock(job.folder / "lock")
+    lock = Lock(job.folder / "lock")
     try:
         none_at_work(job.folder)
     except BaseException:
@@ -254,13 +256,13 @@ def described(output: Output, folder: Path, results: Sequence[Result]) -> Datase
     ]
     if output.kept is not None:
         old = output.kept.manifest
-        whole = old.rows // block_rows(schema) * DIGEST_BYTES
+        whole = old.rows // block_rows(schema) * old.digests.width
         pieces.insert(0, (0, {name: old.digests.tables[name][:whole] for name in schema.names}))
         roots.insert(0, replace(output.kept, manifest=replace(old, schema=schema)))
         counts = summed([old.counts, manifest.counts])
         manifest = replace(manifest, rows=old.rows + manifest.rows, parts=(*old.parts, *parts), counts=counts)
     with StoreView.of(roots) as view:
-        digests = joined(view, pieces)
+        digests = joined(view, pieces, plan.digest)
     return replace(manifest, digests=digests, recorded=digests.content(schema))
 
 
@@ -273,7 +275,7 @@ def _listing(output: Output, made: Sequence[tuple[PartSpec, Result]]) -> Dataset
         schema=plan.schema,
         rows=sum(part.rows for part in parts),
         store=plan.store.name,
-        digests=Digests(0, 1, {}),
+        digests=Digests(0, 1, {}, plan.digest),
         source=told.source.describe(),
         recipe=told.recipe(),
         bigconv_version=__version__,
@@ -283,27 +285,27 @@ def _listing(output: Output, made: Sequence[tuple[PartSpec, Result]]) -> Dataset
     )
 
 
-def joined(view: StoreView, pieces: Sequence[tuple[int, Mapping[str, bytes]]]) -> Digests:
+def joined(view: StoreView, pieces: Sequence[tuple[int, Mapping[str, bytes]]], algorithm: str) -> Digests:
     """The digests of all rows as one table: those of whole canonical blocks are there, those that a boundary cuts are
     hashed now. `pieces`: (row at which it begins, field → digests of the blocks wholly inside)."""
     schema: Schema = view.schema
     rows, of_block = len(view), block_rows(schema)
-    blocks = -(-rows // of_block)
-    tables = {name: bytearray(blocks * DIGEST_BYTES) for name in schema.names}
+    blocks, size = -(-rows // of_block), width(algorithm)
+    tables = {name: bytearray(blocks * size) for name in schema.names}
     missing = np.ones(blocks, bool)
     for start, inner in pieces:
         first = -(-start // of_block)
         for name, table in inner.items():
-            tables[name][first * DIGEST_BYTES : first * DIGEST_BYTES + len(table)] = table
-            missing[first : first + len(table) // DIGEST_BYTES] = False
+            tables[name][first * size : first * size + len(table)] = table
+            missing[first : first + len(table) // size] = False
     wanted: Index = np.flatnonzero(missing)
     for number in wanted.tolist():
-        digester = Digester(schema)
+        digester = Digester(schema, algorithm=algorithm)
         for block in view.blocks(number * of_block, min(rows, (number + 1) * of_block)):
             digester.update(block)
         for name, table in digester.finish().tables.items():
-            tables[name][number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = table
-    return Digests(rows, of_block, {name: bytes(table) for name, table in tables.items()})
+            tables[name][number * size : (number + 1) * size] = table
+    return Digests(rows, of_block, {name: bytes(table) for name, table in tables.items()}, algorithm)
 
 
 def added(work: Path, there: OpenedDataset, manifest: DatasetManifest) -> None:

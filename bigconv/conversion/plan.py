@@ -14,6 +14,7 @@ from typing import Any
 
 from bigconv import registry
 from bigconv.conversion.task import Work
+from bigconv.hashes import XXH3
 from bigconv.schema import Schema
 from bigconv.sources.base import Source, Span
 from bigconv.stores.base import config as store_config
@@ -34,6 +35,7 @@ class Plan:
     stands_for: Plan | None = None  # the conversion whose result this one completes
     read: Mapping[str, Any] = default(default_factory=dict)  # the source's options
     shards: Mapping[str, Any] | None = None  # of a sharded directory: how the inputs are cut into parts
+    digest: str = XXH3  # the algorithm of all digests
 
     @property
     def inputs(self) -> int | None:
@@ -73,6 +75,8 @@ class Plan:
         }
         if self.shards is not None:
             recipe["shards"] = dict(self.shards)
+        if self.digest != XXH3:
+            recipe["digest"] = self.digest
         return recipe if self.limit is None else {**recipe, "limit": self.limit}
 
     @property
@@ -106,18 +110,19 @@ def make_plan(
     store: Any,
     limit: int | None,
     read: Mapping[str, Any],
+    digest: str = XXH3,
 ) -> Plan:
     spans = source.plan()
     if limit is not None and source.inputs is not None:
         spans = [Span(s.start, min(s.stop, limit)) for s in spans if s.start < limit]
-    return Plan(source, tuple(steps), schema, spans, store, limit, None, read)
+    return Plan(source, tuple(steps), schema, spans, store, limit, None, read, None, digest)
 
 
 def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
     """What another plan's document has that this one's hasn't, in a few words each."""
     new = plan.document()
     found = []
-    for key in ("from", "to", "read", "limit", "shards", "dropped", "fields"):
+    for key in ("from", "to", "read", "limit", "shards", "dropped", "fields", "digest"):
         a, b = old["recipe"].get(key), new["recipe"].get(key)
         if a != b:
             found.append(f"{key} {_brief(a)} → {_brief(b)}")

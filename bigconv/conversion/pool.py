@@ -187,22 +187,29 @@ class _Pool:
             assert isinstance(ready, Connection)
             member = pipes[ready]
             try:
-                self._take(member, ready.recv())
+                message = ready.recv()
             except (EOFError, OSError):
                 self._lost(member)
+                continue
+            if not self._take(member, message):
+                self._lost(member, heard_out=True)
         if self._timeout is not None:
             self._look_for_hanging(self._timeout)
 
-    def _take(self, member: _Member, message: Any) -> None:
+    def _take(self, member: _Member, message: Any) -> bool:
+        """False when its block went with its worker: it is read again, and so is all that comes behind it."""
         member.heard = time.monotonic()
         if message[0] == "ready":
             member.ready = True
-            return
+            return True
         kind, number = message[:2]
         progress = self._progress.setdefault(number, _Progress())
         if kind == "item":
             upto, shipment, rejects = message[2:]
-            item = _unpacked(member, upto, shipment, rejects)  # may be gone with its worker: then it is read again
+            try:
+                item = _unpacked(member, upto, shipment, rejects)
+            except OSError:
+                return False
             progress.upto = upto
             progress.waiting.append((item, member if shipment else None, shipment.slot if shipment else 0))
         elif kind == "done":
@@ -210,6 +217,7 @@ class _Pool:
             progress.waiting.append((None, None, 0))
         else:
             raise message[2]
+        return True
 
     def _look_for_hanging(self, timeout: float) -> None:
         now = time.monotonic()
@@ -220,12 +228,12 @@ class _Pool:
                 member.process.kill()
                 self._lost(member)
 
-    def _lost(self, member: _Member) -> None:
-        """Replace a worker that has ended."""
+    def _lost(self, member: _Member, heard_out: bool = False) -> None:
+        """Replace a worker that has ended, once everything that it had said is heard, unless it is of no use."""
         member.process.join(5)
         with contextlib.suppress(OSError, EOFError):
-            while member.pipe.poll():  # what it had said before
-                self._take(member, member.pipe.recv())
+            while not heard_out and member.pipe.poll():
+                heard_out = not self._take(member, member.pipe.recv())
         unfinished = list(member.given)
         self._members.remove(member)
         member.end()

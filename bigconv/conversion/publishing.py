@@ -10,6 +10,7 @@ from bigconv import dataset, fsio, registry
 from bigconv.conversion.build import rejects_file
 from bigconv.conversion.run import Outcome, Policy
 from bigconv.errors import NotAStore, OutputError, StoreError, UsageError
+from bigconv.locks import Lock
 from bigconv.remote.download import small
 from bigconv.remote.mirror import Objects, mirror_of, objects
 from bigconv.remote.upload import COMMITS, Upload, notes_of, staging
@@ -83,7 +84,7 @@ def upload(local: Path, url: Url, plans: Mapping[str, str], restart: bool, make:
     """
     with fsio.writing(local):
         local.parent.mkdir(parents=True, exist_ok=True)
-    lock = fsio.Lock(local.parent / "lock")
+    lock = Lock(local.parent / "lock")
     try:
         if restart:
             fsio.remove(local)

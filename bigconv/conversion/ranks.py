@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from bigconv import fsio
 from bigconv.errors import OutputError, UsageError
+from bigconv.locks import Lock
 
 RANKS = "ranks"  # in DEST.partial: a lock a rank
 BEGIN_SECONDS = 60.0  # for a thousand ranks that begin at once: each holds the lock for some milliseconds
@@ -65,7 +66,7 @@ def at_work(folder: Path, rank: Rank, prepare: Callable[[], None]) -> Iterator[N
             file.parent.mkdir(exist_ok=True)
         if not _free(file, END_SECONDS):
             raise OutputError(f"{folder}: rank {rank} is at work already; wait for it, or stop it")
-        mine = fsio.Lock(file)
+        mine = Lock(file)
     finally:
         whole.release()
     try:
@@ -105,14 +106,14 @@ def _file(folder: Path, rank: Rank) -> Path:
     return folder / RANKS / f"{rank.number}-of-{rank.count}"
 
 
-def _locked(folder: Path, seconds: float) -> fsio.Lock:
+def _locked(folder: Path, seconds: float) -> Lock:
     """The lock of a folder, which is made if need be; waits for those that hold it for a moment."""
     deadline = time.monotonic() + seconds
     while True:
         with fsio.writing(folder):
             folder.mkdir(exist_ok=True)
         try:
-            return fsio.Lock(folder / "lock")
+            return Lock(folder / "lock")
         except OutputError:
             if time.monotonic() > deadline:
                 raise
@@ -124,7 +125,7 @@ def _free(file: Path, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            fsio.Lock(file).release()
+            Lock(file).release()
         except OutputError:
             if time.monotonic() > deadline:
                 return False

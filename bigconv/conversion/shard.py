@@ -14,6 +14,7 @@ from bigconv.conversion.api import available_cores
 from bigconv.conversion.build import drop_leftovers
 from bigconv.conversion.destination import all_unchanged, check_datasets
 from bigconv.conversion.engines import check_engine
+from bigconv.conversion.options import chosen_digest
 from bigconv.conversion.parts import Job, Output
 from bigconv.conversion.parts_cut import DEFAULT_SIZE, Cut, cut_plan, parse_size
 from bigconv.conversion.parts_request import folder_only
@@ -48,6 +49,7 @@ class ShardRequest:
     overwrite: bool = False
     policy: Policy = field(default_factory=lambda: Policy(available_cores()))
     target: Url | None = None  # of a DEST that is a URL: `dest` is then where it is made
+    digest: str | None = None  # xxh3 or sha256; None: as the stores have it
 
     def __post_init__(self) -> None:
         target, dest = whereabouts(self.dest)
@@ -158,7 +160,8 @@ class ShardRequest:
             store = store if kind == store.name else registry.load("store", kind)()
         read = self.pick.read(subset or None)
         shards = None if self.merges else self._cut().to_json()
-        return Plan(source, (), source.schema, source.plan(), store, None, None, read, shards)
+        digest = chosen_digest(self.digest, source)
+        return Plan(source, (), source.schema, source.plan(), store, None, None, read, shards, digest)
 
 
 def shard(
@@ -169,6 +172,7 @@ def shard(
     rows: int | None = None,
     shards: int | None = None,
     to: str | None = None,
+    digest: str | None = None,
     shuffle: bool = False,
     seed: int = 0,
     split: str | Mapping[str, float] | None = None,
@@ -191,9 +195,10 @@ def shard(
     """Cut stores into a directory of parts; the same as `bigconv shard` with the same options.
 
     `size` (`"256MB"`, or bytes of data), `rows` or `shards` says how large the parts are; default 256 MB. A `dest`
-    with a store's extension is one store: that merges. `to`: the format, else that of the source. `shuffle`: all rows,
-    by `seed`. `split`: `{"train": 0.9, "val": 0.1}`, each a dataset below `dest`; `stratify`: a field whose values are
-    shared out evenly, `group`: one whose values stay together. `by`: a field; no part mixes its values.
+    with a store's extension is one store: that merges. `to`: the format, else that of the source. `digest`: `xxh3` or
+    `sha256`, else as the source has it. `shuffle`: all rows, by `seed`. `split`: `{"train": 0.9, "val": 0.1}`, each a
+    dataset below `dest`; `stratify`: a field whose values are shared out evenly, `group`: one whose values stay
+    together. `by`: a field; no part mixes its values.
 
     `engine`, `rank`, `finalize`: where parts are made, as for `convert`.
 
@@ -218,7 +223,7 @@ def shard(
     assert dest is not None
     cut = Cut(rows, None if size is None else parse_size(size), shards)
     pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
-    request = ShardRequest(paths, Path(dest), cut, pick, to, overwrite, policy)
+    request = ShardRequest(paths, Path(dest), cut, pick, to, overwrite, policy, digest=digest)
     todo, done = request.plan()
     shown = (sys.stderr.isatty() or in_notebook()) if progress is None else progress
     with show_progress(inputs(todo), "rows", not shown or done is not None) as step:

@@ -24,8 +24,9 @@ from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, interruptible
 from bigconv.conversion.shard_source import Pick, parse_split
 from bigconv.dataset import DatasetManifest, Part
-from bigconv.digest import DIGEST_BYTES, block_rows
+from bigconv.digest import block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
+from bigconv.locks import Lock
 from bigconv.schema import unknown
 from bigconv.stores.base import recalled
 from bigconv.view.opening import Opened, OpenedDataset, open_parts
@@ -73,16 +74,16 @@ def _inner(there: OpenedDataset, number: int, before: int, now: int) -> dict[str
     if (before - now) % of_block:
         return hash_part(there.part(number), now)
     first, last = -(-before // of_block), (before + rows) // of_block
-    tables = there.manifest.digests.tables
-    cut = slice(first * DIGEST_BYTES, max(first, last) * DIGEST_BYTES)
-    return {name: tables[name][cut] for name in schema.names}
+    digests = there.manifest.digests
+    cut = slice(first * digests.width, max(first, last) * digests.width)
+    return {name: digests.tables[name][cut] for name in schema.names}
 
 
 def _redigested(
     there: OpenedDataset, new: DatasetManifest, pieces: Sequence[tuple[int, Mapping[str, bytes]]]
 ) -> DatasetManifest:
     with StoreView.of([OpenedDataset(there.path, there.store, new)]) as view:
-        digests = joined(view, pieces)
+        digests = joined(view, pieces, there.manifest.digests.algorithm)
     return replace(new, digests=digests, recorded=digests.content(new.schema))
 
 
@@ -187,8 +188,8 @@ def _plan(there: OpenedDataset, sources: Sequence[Path], policy: Policy) -> tupl
             read.get("by"),
         )
         source, groups = pick.sources(StoreView(sources))[read.get("subset", "")]
-        store = recalled(registry.load("store", there.manifest.store), recipe)
-        return Plan(source, (), source.schema, source.plan(), store, None, None, read, shards), groups
+        store, digest = recalled(registry.load("store", there.manifest.store), recipe), there.manifest.digests.algorithm
+        return Plan(source, (), source.schema, source.plan(), store, None, None, read, shards, digest), groups
     free = there.path.with_name(there.path.name + ".repaired")  # a name for the plan: nothing is written there
     planned = replace(policy, engine="local")  # what is planned is one store
     request = Request(tuple(sources), free, to=there.manifest.store, policy=planned).following(recipe)
@@ -219,7 +220,7 @@ def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[The
     folder = partial_folder(path)
     with fsio.writing(folder):
         folder.mkdir(exist_ok=True)
-    lock = fsio.Lock(folder / "lock")
+    lock = Lock(folder / "lock")
     try:
         yield opening(path), folder
     finally:

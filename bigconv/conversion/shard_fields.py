@@ -100,6 +100,11 @@ class _Change:
     def new(self) -> list[Field]:
         return [f for view in self.views for f in view.schema]
 
+    @property
+    def algorithm(self) -> str:
+        """Of all digests: what the store has stays comparable."""
+        return self.there.manifest.digests.algorithm
+
     @cached_property
     def schema(self) -> Schema:
         return self._after(self.there.manifest.schema)
@@ -131,10 +136,10 @@ class _Change:
     def made(self, work: Path, base: Path, stopped: Stopped) -> Manifest:
         """Make everything in the empty folder `work`. `base`: where new fields are made first, and found again."""
         if not isinstance(self.there, OpenedDataset):
-            return self._store(self.there, 0, work, base, stopped, _Columns(self.schema, ()))
+            return self._store(self.there, 0, work, base, stopped, _Columns(self.schema, (), self.algorithm))
         old = self.there.manifest
         new: DatasetManifest = self._changed(old)
-        whole = _Columns(self.schema, self.again)
+        whole = _Columns(self.schema, self.again, self.algorithm)
         parts, start = [], 0
         counts: list[Counts] = []
         for number, part in enumerate(old.parts):
@@ -180,7 +185,7 @@ class _Change:
         size = max((len(span) for span in source.plan()), default=1)
         spans = [Span(rows.start + s.start, rows.start + s.stop) for s in even_spans(len(rows), size)]
         read = {"rows": [rows.start, rows.stop]}
-        plan = Plan(source, (), view.schema, spans, self.there.store, None, None, read)
+        plan = Plan(source, (), view.schema, spans, self.there.store, None, None, read, None, self.algorithm)
         path = base / plan.hash[:16]
         if not path.exists():
             with building(path, plan) as build:
@@ -194,7 +199,8 @@ class _Change:
         Fields that stay are held against the digests they had. Raises `IncompleteStore` when they are not as they were.
         """
         kept = tuple(name for name in self.again if name in old.schema.names and name not in self.dropped)
-        own, before = _Columns(self.schema, self.again), _Columns(old.schema, kept)
+        own = _Columns(self.schema, self.again, self.algorithm)
+        before = _Columns(old.schema, kept, self.algorithm)
         if self.again:
             with StoreView.of([made], self.again) as view:
                 for block in view.blocks():
@@ -211,15 +217,15 @@ class _Change:
     def _digests(self, old: Digests, found: Mapping[str, bytes]) -> Digests:
         """Digests of all fields: those that were `found` anew, and the others as they are."""
         tables = {name: found[name] if name in found else old.tables[name] for name in self.schema.names}
-        return Digests(old.rows, block_rows(self.schema), tables)
+        return Digests(old.rows, block_rows(self.schema), tables, self.algorithm)
 
 
 class _Columns:
     """Digests of some fields of a schema; of none, too."""
 
-    def __init__(self, schema: Schema, names: Sequence[str]) -> None:
+    def __init__(self, schema: Schema, names: Sequence[str], algorithm: str) -> None:
         self._schema = schema.select(names) if names else None
-        self._digester = None if self._schema is None else Digester(self._schema, block_rows(schema))
+        self._digester = None if self._schema is None else Digester(self._schema, block_rows(schema), algorithm)
 
     def update(self, block: Block) -> None:
         if self._schema is not None and self._digester is not None:

@@ -16,6 +16,7 @@ from bigconv.conversion.build import PROVENANCE, partial_folder, work_path
 from bigconv.conversion.plan import Plan
 from bigconv.digest import Digests
 from bigconv.errors import OutputError, UsageError
+from bigconv.locks import Lock
 from bigconv.manifest import Manifest
 from bigconv.view.opening import Opened
 
@@ -37,7 +38,7 @@ def unpublished(dest: Path, plan: Plan) -> tuple[Opened, provenance.Provenance]:
                 f"--retry-rejects: there is no {dest} yet"
                 + (", and its unfinished work has to be gone on with first: the same command without it" * unfinished)
             )
-        lock = fsio.Lock(partial / "lock")
+        lock = Lock(partial / "lock")
         fsio.move(partial, aside)
         lock.release()
     known = journal.read_plan(aside / "plan.json")
@@ -59,7 +60,7 @@ def unpublished(dest: Path, plan: Plan) -> tuple[Opened, provenance.Provenance]:
         schema=plan.schema,
         rows=record.rows,
         store=plan.store.name,
-        digests=Digests(record.rows, 1, {}),
+        digests=Digests(record.rows, 1, {}, plan.digest),
         source=known["document"]["source"],
         recipe=plan.recipe(),
         bigconv_version=__version__,
@@ -81,7 +82,7 @@ def begin_again(dest: Path, hashed: str) -> None:
     partial = partial_folder(dest)
     known = journal.read_plan(partial / "plan.json")
     if aside_folder(dest).is_dir() and known is not None and known["hash"] != hashed:
-        lock = fsio.Lock(partial / "lock")
+        lock = Lock(partial / "lock")
         fsio.remove(partial)
         lock.release()
 

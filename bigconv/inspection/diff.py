@@ -15,6 +15,7 @@ import numpy as np
 
 from bigconv.block import Array, Block, Column, Ragged, cell
 from bigconv.digest import Digester, Digests, raw
+from bigconv.hashes import XXH3
 from bigconv.inspection.rows import Rows, StoreRows
 from bigconv.inspection.stats import plain
 from bigconv.manifest import Manifest
@@ -85,14 +86,15 @@ class Diff:
 def diff(ours: Side, theirs: Side) -> Diff:
     """Compare. Values are compared by their bytes, as digests are: -0.0 is not 0.0, and a NaN is itself."""
     a, b = ours.rows.schema, theirs.rows.schema
-    first = _digests(ours)
-    second = _digests(theirs)
+    algorithm = next((side.manifest.digests.algorithm for side in (ours, theirs) if side.manifest is not None), XXH3)
+    first = _digests(ours, algorithm)
+    second = _digests(theirs, algorithm)
     shared = [f.name for f in a if f.name in b and _alike(f, b[f.name])]
     digests = (first.content(a), second.content(b))
     if digests[0] == digests[1]:
         shared = []  # nothing to look for
     elif first.block_rows != second.block_rows and shared:
-        second = _digests(theirs, shared, first.block_rows)
+        second = _digests(theirs, algorithm, shared, first.block_rows)
     return Diff(
         rows=(first.rows, second.rows),
         digests=digests,
@@ -102,13 +104,13 @@ def diff(ours: Side, theirs: Side) -> Diff:
     )
 
 
-def _digests(side: Side, fields: Sequence[str] | None = None, block_rows: int | None = None) -> Digests:
-    """Of the manifest; of rows without one, or in blocks of another size, by reading them."""
-    if side.manifest is not None and block_rows is None:
+def _digests(side: Side, algorithm: str, fields: Sequence[str] | None = None, block_rows: int | None = None) -> Digests:
+    """Of the manifest; of rows without one, by another algorithm or in blocks of another size, by reading them."""
+    if side.manifest is not None and block_rows is None and side.manifest.digests.algorithm == algorithm:
         found: Digests = side.manifest.digests
         return found
     schema = side.rows.schema if fields is None else side.rows.schema.select(fields)
-    digester = Digester(schema, block_rows)
+    digester = Digester(schema, block_rows, algorithm)
     for block in side.rows.blocks():
         digester.update(Block(schema, {name: block.columns[name] for name in schema.names}))
     return digester.finish()

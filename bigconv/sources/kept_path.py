@@ -11,6 +11,7 @@ import numpy as np
 
 from bigconv.block import Block, Ragged
 from bigconv.errors import UsageError
+from bigconv.hashes import XXH3
 from bigconv.schema import Field, Schema
 from bigconv.sources.base import Reject, Source, Span
 from bigconv.sources.filelist import FileList
@@ -31,6 +32,10 @@ class KeptPath:
     @property
     def name(self) -> str:
         return self.inner.name
+
+    @property
+    def digest_algorithm(self) -> str:
+        return str(getattr(self.inner, "digest_algorithm", XXH3))
 
     @property
     def decodes(self) -> bool:

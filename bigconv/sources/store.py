@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigconv.block import Block, Index
+from bigconv.hashes import SHA256, XXH3
 from bigconv.schema import Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span, even_spans, origins
 from bigconv.sources.filelist import FileList, told
@@ -46,6 +47,12 @@ class StoreSource:
     @property
     def inputs(self) -> int:
         return len(self.view)
+
+    @property
+    def digest_algorithm(self) -> str:
+        """Of the stores; SHA-256 where only some have it, as that proves more."""
+        known = {root.manifest.digests.algorithm for root in self.view.roots}
+        return SHA256 if SHA256 in known else XXH3
 
     def plan(self) -> Sequence[Span]:
         total = sum(root.bytes() for root in self.view.roots)

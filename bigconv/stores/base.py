@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from bigconv.block import Block, Index
 from bigconv.errors import UsageError
+from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest
 from bigconv.schema import Field, Schema
 
@@ -178,8 +179,8 @@ class Store(Protocol):
     def attachment(self, path: Path, name: str) -> bytes | None:
         """What was attached under a name; None when nothing was."""
 
-    def files(self, path: Path) -> dict[str, tuple[int, str]]:
-        """Files that the manifest vouches for: path below `path` (`.`: itself) -> bytes and xxh3-128, hex.
+    def files(self, path: Path, algorithm: str = XXH3) -> dict[str, tuple[int, str]]:
+        """Files that the manifest vouches for: path below `path` (`.`: itself) -> bytes and digest, hex.
 
         Reads everything. What holds the manifest is left out.
         """

@@ -21,10 +21,14 @@ def read_manifest(path: Path, name: str = MANIFEST) -> bytes:
     return file.read_bytes()
 
 
-def data_files(path: Path, *besides: str) -> dict[str, tuple[int, str]]:
+def data_files(path: Path, algorithm: str, *besides: str) -> dict[str, tuple[int, str]]:
     """Every file of the store but the manifest: path below it -> bytes and digest."""
     names = fsio.files_below(path)
-    return {name: (size, fsio.digest_file(path / name)) for name, size in names.items() if name not in besides}
+    return {
+        name: (size, fsio.digest_file(path / name, algorithm=algorithm))
+        for name, size in names.items()
+        if name not in besides
+    }
 
 
 def attachment_file(path: Path, name: str) -> Path:

@@ -20,6 +20,7 @@ from bigconv import fsio
 from bigconv.block import Block, Index, Ragged
 from bigconv.digest import raw
 from bigconv.errors import IncompleteStore, NotAStore, UsageError
+from bigconv.hashes import XXH3
 from bigconv.manifest import MAX_BYTES, Manifest
 from bigconv.schema import Part, Schema
 from bigconv.stores import frames
@@ -27,6 +28,7 @@ from bigconv.stores.base import Packed, RaggedColumns, Strided, Whereabouts
 from bigconv.stores.columns import Columns, part_items, take_column
 from bigconv.stores.frames import Codec
 from bigconv.stores.hdf5_file import ALIGNMENT, LIBVER, allocate, check_end, create, damage, opened
+from bigconv.stores.hdf5_inside import inside
 from bigconv.stores.hdf5_packed import CHUNK_BYTES, VALUES_BYTES, PackedArray, PackedColumns, place
 from bigconv.stores.library_file import library_writing
 
@@ -67,29 +69,25 @@ class Hdf5:
     def manifest(self, path: Path) -> bytes:
         check_end(path)
         with damage(path), opened(path) as file:
-            if MANIFEST not in file:
+            dataset = inside(file, MANIFEST)
+            if dataset is None:
                 raise NotAStore(f"{path}: no manifest: not a bigconv store, or one that was never finished")
-            dataset = file[MANIFEST]
-            if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.size > MAX_BYTES:
-                raise IncompleteStore(f"{path}: the manifest is not a list of bytes")
-            if dataset.external or dataset.is_virtual or dataset.dtype != np.uint8:
+            if dataset.ndim != 1 or dataset.size > MAX_BYTES or dataset.dtype != np.uint8:
                 raise IncompleteStore(f"{path}: the manifest is not a list of bytes")
             return bytes(dataset[:].tobytes())
 
     def attachment(self, path: Path, name: str) -> bytes | None:
         with damage(path), opened(path) as file:
-            dataset = file.get(f"_bigconv/{name}")
-            if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-                return None
-            return bytes(dataset[:].tobytes())
+            dataset = inside(file, f"_bigconv/{name}")
+            return None if dataset is None else bytes(dataset[:].tobytes())
 
-    def files(self, path: Path) -> dict[str, tuple[int, str]]:
+    def files(self, path: Path, algorithm: str = XXH3) -> dict[str, tuple[int, str]]:
         with damage(path), opened(path) as file:
-            if MANIFEST not in file:
+            dataset = inside(file, MANIFEST)
+            if dataset is None:
                 return {}  # the writer adds it with the manifest
-            dataset = file[MANIFEST]
             skip = (int(dataset.id.get_offset() or 0), int(dataset.size))
-        return {".": (path.stat().st_size, fsio.digest_file(path, skip))}
+        return {".": (path.stat().st_size, fsio.digest_file(path, skip, algorithm))}
 
     def check(self, path: Path, manifest: Manifest) -> None:
         check_end(path)
@@ -215,7 +213,8 @@ class Hdf5Writer:
         # room for the file's own size and digest, which are known only when the manifest has its place
         room = len(manifest.to_bytes()) + 128
         offset = self._add(MANIFEST, np.full(room, ord(" "), np.uint8))
-        files = {".": (self.path.stat().st_size, fsio.digest_file(self.path, (offset, room)))}
+        digest = fsio.digest_file(self.path, (offset, room), manifest.digests.algorithm)
+        files = {".": (self.path.stat().st_size, digest)}
         whole = replace(manifest, files=files).to_bytes().ljust(room)
         patch = fsio.PatchFile(self.path)
         try:
@@ -264,9 +263,10 @@ class Hdf5Reader:
         size = path.stat().st_size
         with damage(path), opened(path) as file:
             for part in schema.parts():
-                if not isinstance(file.get(part.name), h5py.Dataset):
+                dataset = inside(file, part.name)
+                if dataset is None:
                     raise IncompleteStore(f"{path}: no dataset {part.name}")
-                where = self._place(file, file[part.name], part, size)
+                where = self._place(file, dataset, part, size)
                 if where is None:
                     self._places = None
                 elif self._places is not None:
@@ -281,8 +281,6 @@ class Hdf5Reader:
             raise IncompleteStore(f"{self.path}: {part.name} has {items} items, not the manifest's {self.rows} rows")
         if dataset.dtype != np.dtype(part.dtype):
             raise IncompleteStore(f"{self.path}: {part.name} has dtype {dataset.dtype} instead of {part.dtype}")
-        if dataset.is_virtual or dataset.external:
-            raise IncompleteStore(f"{self.path}: {part.name} points out of the file, which a store never does")
         if dataset.chunks is not None:
             return place(self.path, file, dataset, part, size)
         nbytes = items * part.item_bytes
@@ -311,7 +309,7 @@ class Hdf5Reader:
 
     def _array(self, name: str) -> Any:
         assert self._file is not None
-        dataset = self._file[name]
+        dataset = inside(self._file, name)
         packed = self._places is not None and isinstance(self._places[name], Packed)
         return PackedArray(dataset) if packed else dataset
 

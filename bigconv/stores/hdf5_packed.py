@@ -23,6 +23,7 @@ from bigconv.stores.base import Packed
 from bigconv.stores.chunks import ChunkStream
 from bigconv.stores.columns import Columns
 from bigconv.stores.frames import Codec, blosc_filter, unpacked
+from bigconv.stores.hdf5_inside import inside
 
 TABLES = "_bigconv/chunk_tables"
 CHUNK_BYTES = 16 << 10  # 16 KiB: a few rows, so that one row costs little more than itself
@@ -111,14 +112,14 @@ def lay_out(file: h5py.File, part: Part, items: int, columns: PackedColumns, lin
 
 def place(path: Path, file: h5py.File, dataset: h5py.Dataset, part: Part, size: int) -> Packed | None:
     """Where a chunked dataset's frames lie in a file of `size` bytes; None where they aren't as `lay_out` puts them."""
-    table = file.get(f"{TABLES}/{part.name}")
+    table = inside(file, f"{TABLES}/{part.name}")
     plan = dataset.id.get_create_plist()
     ours = plan.get_nfilters() == 1 and plan.get_filter(0)[0] == 32001 and dataset.chunks[1:] == part.shape
-    if not isinstance(table, h5py.Dataset) or not ours or not part.item_bytes:
+    if table is None or not ours or not part.item_bytes:
         return None
     items, chunk = int(dataset.shape[0]), int(dataset.chunks[0])
     chunks = -(-items // chunk)
-    offset = None if table.external or table.is_virtual else table.id.get_offset()
+    offset = table.id.get_offset()
     if offset is None or table.dtype != np.dtype("<u8") or table.shape != (chunks, 2) or offset + 16 * chunks > size:
         raise IncompleteStore(f"{path}: the table of the chunks of {part.name} doesn't fit them: damaged")
     return Packed((path,), (int(offset),), items, part.item_bytes, chunk, chunks)

@@ -32,6 +32,7 @@ import numpy as np
 
 from bigconv.block import Array, Block, Column, Index, Ragged
 from bigconv.errors import IncompleteStore, RowError, StoreError, UsageError
+from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest
 from bigconv.schema import Field, Schema
 from bigconv.stores import folder
@@ -79,8 +80,8 @@ class Lmdb:
     def attachment(self, path: Path, name: str) -> bytes | None:
         return folder.read_attachment(path, name)
 
-    def files(self, path: Path) -> dict[str, tuple[int, str]]:
-        return folder.data_files(path, folder.MANIFEST)
+    def files(self, path: Path, algorithm: str = XXH3) -> dict[str, tuple[int, str]]:
+        return folder.data_files(path, algorithm, folder.MANIFEST)
 
     def check(self, path: Path, manifest: Manifest) -> None:
         folder.check_sizes(path, manifest)

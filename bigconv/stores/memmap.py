@@ -13,6 +13,7 @@ import numpy as np
 from bigconv import fsio
 from bigconv.block import Array, Block, Index
 from bigconv.errors import IncompleteStore, UsageError
+from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest
 from bigconv.schema import Field, Part, Schema
 from bigconv.stores import folder
@@ -57,8 +58,8 @@ class Memmap:
     def attachment(self, path: Path, name: str) -> bytes | None:
         return folder.read_attachment(path, name)
 
-    def files(self, path: Path) -> dict[str, tuple[int, str]]:
-        return folder.data_files(path, folder.MANIFEST)
+    def files(self, path: Path, algorithm: str = XXH3) -> dict[str, tuple[int, str]]:
+        return folder.data_files(path, algorithm, folder.MANIFEST)
 
     def check(self, path: Path, manifest: Manifest) -> None:
         folder.check_sizes(path, manifest)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bigconv.block import Block, Column, Index, Ragged
 from bigconv.errors import NotAStore
+from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest
 from bigconv.schema import Schema
 from bigconv.stores.base import Whereabouts
@@ -53,7 +54,7 @@ class Memory:
     def attachment(self, path: Path, name: str) -> bytes | None:
         return _held(path).attachments.get(name)
 
-    def files(self, path: Path) -> dict[str, tuple[int, str]]:
+    def files(self, path: Path, algorithm: str = XXH3) -> dict[str, tuple[int, str]]:
         return {}
 
     def check(self, path: Path, manifest: Manifest) -> None:

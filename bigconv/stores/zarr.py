@@ -19,6 +19,7 @@ from bigconv import fsio
 from bigconv.block import Array, Block, Index, Ragged
 from bigconv.digest import little_endian
 from bigconv.errors import BigconvError, IncompleteStore, NotAStore, SchemaError, UsageError
+from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest, canonical, unique
 from bigconv.schema import Field, Part, Schema
 from bigconv.stores import folder, frames
@@ -87,8 +88,8 @@ class Zarr:
         items, layout = read_document(array / METADATA, part)
         return read_items(array, part, layout, items)
 
-    def files(self, path: Path) -> dict[str, tuple[int, str]]:
-        return folder.data_files(path, METADATA)
+    def files(self, path: Path, algorithm: str = XXH3) -> dict[str, tuple[int, str]]:
+        return folder.data_files(path, algorithm, METADATA)
 
     def check(self, path: Path, manifest: Manifest) -> None:
         folder.check_sizes(path, manifest)

@@ -131,7 +131,7 @@ def _proven(path: Path, known: Manifest | None = None) -> str:
     found = open_store(path)
     if known is not None and found.manifest.content_digest != known.content_digest:
         return "holds other rows than when it was opened"
-    there = found.store.files(path)
+    there = found.store.files(path, found.manifest.digests.algorithm)
     if any(there.get(name) != entry for name, entry in found.manifest.files.items()):
         raise IncompleteStore(f"{path}: its files are not those that its manifest lists")
     return ""

@@ -30,6 +30,7 @@ from bigconv.conversion.plan import Plan
 from bigconv.conversion.ranks import Rank
 from bigconv.conversion.run import Outcome, Policy
 from bigconv.errors import FindingsError, Interrupted, MissingPackage, OutputError, StoreError, UsageError
+from bigconv.locks import Lock
 from bigconv.view.opening import open_store
 from bigconv.view.report import verify
 
@@ -250,7 +251,7 @@ def test_nobody_publishes_while_a_rank_is_at_work(tmp_path: Path, monkeypatch: p
         with pytest.raises(OutputError, match="rank 1/2 is at work already"):
             execute_parts(replace(job, policy=Policy(0, rank=Rank(1, 2))))
         assert execute_parts(replace(job, policy=Policy(0, rank=Rank(0, 2)))).rows == 0
-    whole = fsio.Lock(job.folder / "lock")
+    whole = Lock(job.folder / "lock")
     with pytest.raises(OutputError, match="another bigconv is writing here"):
         execute_parts(replace(job, policy=Policy(0, rank=Rank(0, 2))))
     whole.release()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ import pytest
 from trapped import Late, Trapped
 
 import bigconv
-from bigconv.conversion import build
+from bigconv.block import Block
+from bigconv.conversion import build, pool
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, execute
+from bigconv.conversion.task import Item, Work
 from bigconv.conversion.transport import Arrivals, Slots
+from bigconv.digest import block_digest
 from bigconv.errors import FindingsError, InputError
 from bigconv.schema import Field, Schema
+from bigconv.sources.base import Span
 from bigconv.stores.memmap import Memmap
 from bigconv.testing import cases
 
@@ -202,3 +207,36 @@ def test_blocks_that_went_with_their_worker_are_read_again(tmp_path: Path, monke
     outcome = execute(plan, tmp_path / "a.mmap", Policy(2))
     assert (outcome.rows, outcome.rejects, lost[0]) == (40, 0, 0)
     assert bigconv.open(tmp_path / "a.mmap")[:]["x"][:, 0].tolist() == [1000 * i for i in range(40)]
+
+
+def test_what_comes_behind_a_block_that_went_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second block lies in a slot that nobody has seen when its worker ends, the third in one that the parent
+    holds: the third must not be taken, or the second would be lost. A filter's rows aren't counted, so nobody would
+    notice."""
+    source = Trapped(6, 6, {})
+    blocks = [Block(source.schema, source.columns(i, i + 1)) for i in range(3)]
+    real, first, unpacked = pool.worker.main, multiprocessing.Event(), pool._unpacked
+
+    def scripted(pipe: Connection, work: Work, memory: int | None = None) -> None:
+        if first.is_set():
+            return real(pipe, work, memory)
+        first.set()
+        number = next(message[1] for message in iter(pipe.recv, None) if message[0] == "span")
+        slots = Slots()
+        pipe.send(("item", number, 1, slots.pack(blocks[0], block_digest(blocks[0]), b""), ()))
+        second = slots.pack(blocks[1], block_digest(blocks[1]), b"")
+        slots.free(next(message[1] for message in iter(pipe.recv, None) if message[0] == "free"))
+        pipe.send(("item", number, 2, second, ()))
+        pipe.send(("item", number, 3, slots.pack(blocks[2], block_digest(blocks[2]), b""), ()))
+        return os._exit(1)
+
+    def late(member: Any, upto: int, *rest: Any) -> Item:
+        if upto > 1:
+            member.process.join()
+        return unpacked(member, upto, *rest)
+
+    monkeypatch.setattr(pool.worker, "main", scripted)
+    monkeypatch.setattr(pool, "_unpacked", late)
+    items = pool.run_parallel(Work(source, (), source.schema), [Span(0, 6)], 1, None, "fork")
+    rows = [int(row) for _, item in items if item and item.block for row in np.asarray(item.block["x"])[:, 0]]
+    assert rows == [0, 1000, 2000, 3000, 4000, 5000]

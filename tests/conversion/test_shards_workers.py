@@ -23,6 +23,7 @@ from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy
 from bigconv.dataset import DatasetManifest
 from bigconv.errors import FindingsError, InputError, Interrupted, OutputError, StoreError
+from bigconv.locks import Lock
 from bigconv.registry import load
 from bigconv.testing import cases
 from bigconv.testing.given import Given
@@ -90,7 +91,7 @@ def test_two_writers_and_another_plan_are_refused(tmp_path: Path) -> None:
     job = job_of(Trapped(20, 4, {15: "refuse"}), dest, Policy(0))
     with pytest.raises(InputError):
         parts_run.execute_parts(job)
-    lock = fsio.Lock(job.folder / "lock")
+    lock = Lock(job.folder / "lock")
     with pytest.raises(OutputError, match="another bigconv is writing"):
         parts_run.execute_parts(job)
     lock.release()

@@ -11,6 +11,7 @@ import xxhash
 from PIL import Image
 
 import bigconv
+from bigconv import fsio
 from bigconv.errors import FindingsError, OutputError, UsageError
 from bigconv.testing import cases
 from bigconv.view.opening import open_store
@@ -58,6 +59,25 @@ def test_append_adds_new_files_behind_the_old_rows(raw: Path, tmp_path: Path, su
     (raw / "bb" / "0.png").write_bytes((raw / "bb" / "0.png").read_bytes() + b"x")
     with pytest.raises(OutputError, match=r"bb/0\.png"):
         bigconv.convert(raw, dest, append=True)
+
+
+@pytest.mark.parametrize("name", ["out.h5", "out.mmap", "parts"])
+def test_an_append_that_was_killed_when_it_had_published(
+    raw: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it left is removed by the same command, and is in nobody's way."""
+    dest, partial = tmp_path / name, tmp_path / f"{name}.partial"
+    bigconv.convert(raw, dest, workers=0, shards=2 if name == "parts" else None)
+    for count in (1, 2):
+        image(raw / "bb" / f"1{count}.png", count)
+        with monkeypatch.context() as patch:
+            remove = fsio.remove
+            patch.setattr(fsio, "remove", lambda path: None if path == partial else remove(path))
+            bigconv.convert(raw, dest, workers=0, append=True)
+        assert (partial / "plan.json").exists()
+    assert len(bigconv.open(dest)) == 8
+    bigconv.convert(raw, dest, workers=0, append=True)
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

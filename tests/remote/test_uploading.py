@@ -14,6 +14,7 @@ import pytest
 import bigconv
 from bigconv import fsio
 from bigconv.errors import NotAStore, OutputError, StoreError, UsageError
+from bigconv.locks import Lock
 from bigconv.remote import upload, urls
 from bigconv.remote.urls import Url
 from tests.remote._given import PARTS, ROWS, forked, keys, killed, put, raw, system
@@ -190,7 +191,7 @@ def test_no_bucket_and_no_right(s3: Proxy, tmp_path: Path) -> None:
 def test_two_uploads_to_one_url(s3: Proxy, tmp_path: Path) -> None:
     local = upload.staging(Url("s3", "bucket/train"))
     local.parent.mkdir(parents=True)
-    lock = fsio.Lock(local.parent / "lock")
+    lock = Lock(local.parent / "lock")
     try:
         with pytest.raises(OutputError, match="another bigconv is writing here"):
             convert(tmp_path)

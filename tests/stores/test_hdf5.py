@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bigconv
-from bigconv.errors import OutputError, StoreError
+from bigconv.errors import IncompleteStore, OutputError, StoreError
 from bigconv.schema import Field, Schema
 from bigconv.stores.hdf5 import Hdf5
 from bigconv.testing import cases
@@ -63,3 +63,52 @@ def test_a_full_disk_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         else:
             assert last > writes[0] > 9
             assert verify(open_store(path)) == []
+
+
+def _other(tmp_path: Path) -> str:
+    """A file that a store has no business with, with everything where the store would have it."""
+    other = tmp_path / "secret" / "other.h5"
+    other.parent.mkdir()
+    write(other, Hdf5(), cases.block(SCHEMAS["ragged"], 5, seed=9), 5)
+    return str(other)
+
+
+@pytest.mark.parametrize("name", ["label", "tokens", "tokens/values", "_bigconv", "_bigconv/manifest"])
+@pytest.mark.parametrize("way", ["external link", "soft link", "virtual"])
+def test_another_file_is_never_read(tmp_path: Path, name: str, way: str) -> None:
+    """Whatever step on the way to a dataset leads there; links within the file are none of ours either."""
+    write(tmp_path / "a.h5", Hdf5(), cases.block(SCHEMAS["ragged"], 5), 5)
+    schema, other = open_store(tmp_path / "a.h5").manifest.schema, _other(tmp_path)
+    with h5py.File(tmp_path / "a.h5", "r+", libver=("v110", "v110")) as file:
+        file.move(name, "elsewhere")
+        if way == "virtual" and isinstance(file["elsewhere"], h5py.Dataset):
+            layout = h5py.VirtualLayout(file["elsewhere"].shape, file["elsewhere"].dtype)
+            layout[:] = h5py.VirtualSource(other, name, file["elsewhere"].shape)
+            file.create_virtual_dataset(name, layout)
+        else:
+            file[name] = h5py.SoftLink("/elsewhere") if way == "soft link" else h5py.ExternalLink(other, name)
+    where = "another file|elsewhere|out of the file|is not a list"
+    if name.startswith("_bigconv"):
+        with pytest.raises(IncompleteStore, match=where):
+            Hdf5().manifest(tmp_path / "a.h5")
+        if name == "_bigconv":
+            with pytest.raises(IncompleteStore, match=where):
+                Hdf5().attachment(tmp_path / "a.h5", "provenance")
+    else:
+        with pytest.raises(IncompleteStore, match=where):
+            Hdf5().open(tmp_path / "a.h5", schema, 5)
+
+
+def test_a_filter_of_a_plug_in_is_not_looked_for(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", Hdf5(), cases.block(SCHEMAS["scalars"], 5), 5)
+    schema = open_store(tmp_path / "a.h5").manifest.schema
+    with h5py.File(tmp_path / "a.h5", "r+", libver=("v110", "v110")) as file:
+        values = file["x"][:]
+        del file["x"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((5,))
+        plan.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)
+        space = h5py.h5s.create_simple(values.shape)
+        h5py.h5d.create(file.id, b"x", h5py.h5t.py_create(values.dtype), space, plan)
+    with pytest.raises(IncompleteStore, match="filter 32015"):
+        Hdf5().open(tmp_path / "a.h5", schema, 5)

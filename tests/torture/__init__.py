@@ -6,6 +6,7 @@ Each module has `run(scale)`, which yields one `Case` a case tried; `scale` 1.0 
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from dataclasses import dataclass
 
@@ -22,9 +23,13 @@ class Case:
 Figures = tuple[int, list[Case], list[Case], float]  # cases tried, failures, cases that could not be tried, seconds
 
 
+TOLD_SECONDS = 60.0  # how often a test says how far it is
+
+
 def figures(name: str, scale: float) -> Figures:
-    """Run one test."""
+    """Run one test. Failures, and now and then how far it is, go to standard error at once."""
     start, tried = time.perf_counter(), 0
+    told = start
     failures: list[Case] = []
     skipped: list[Case] = []
     for case in importlib.import_module(f"tests.torture.{name}").run(scale):
@@ -34,4 +39,8 @@ def figures(name: str, scale: float) -> Figures:
         tried += 1
         if case.failure:
             failures.append(case)
+            print(f"{name}: {case.name}: {case.failure}", file=sys.stderr, flush=True)
+        if time.perf_counter() - told >= TOLD_SECONDS:
+            told = time.perf_counter()
+            print(f"{name}: {tried:,} cases in {told - start:.0f} s", file=sys.stderr, flush=True)
     return tried, failures, skipped, time.perf_counter() - start

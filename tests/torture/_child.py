@@ -24,7 +24,9 @@ MUTATING = (
     *("rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "link", "symlink"),
     *("copy_file_range", "sendfile", "openat"),
 )
-PATIENCE = 60.0  # seconds; a child that takes longer hangs
+PATIENCE = 60.0  # seconds; a child that takes longer hangs,
+AT_WORK = 0.5  # unless it and its children had so many seconds of a processor meanwhile: then the machine is busy,
+MOST = 20 * PATIENCE  # which excuses it for so long
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
 
 
@@ -138,10 +140,11 @@ def streamed(make: Callable[[], Iterator[Case]]) -> Iterator[Case]:
     last = "the first case"
     try:
         while True:
-            if not ours.poll(PATIENCE):
+            if not _heard(ours, process.pid or 0):
                 process.kill()
-                yield Case(last, f"what comes after it hangs: killed after {PATIENCE:g} s")
-                break
+                process.join()
+                yield Case(last, "what comes after it hangs, and was killed")
+                return
             case = ours.recv()
             last = case.name
             yield case
@@ -150,6 +153,41 @@ def streamed(make: Callable[[], Iterator[Case]]) -> Iterator[Case]:
     process.join()
     if process.exitcode:
         yield Case(last, f"the process ended with {process.exitcode} in what comes after it")
+
+
+def _heard(pipe: Connection, pid: int) -> bool:
+    """Whether something comes; False when the process hangs."""
+    deadline = time.monotonic() + MOST
+    while time.monotonic() < deadline:
+        before = sum(map(_worked, tree(pid)))
+        if pipe.poll(PATIENCE):
+            return True
+        if sum(map(_worked, tree(pid))) - before < AT_WORK:
+            return False
+    return False
+
+
+def _worked(pid: int) -> float:
+    """Seconds that a process has had of a processor, with its children that have ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def tree(root: int) -> list[int]:
+    """A process and all below it."""
+    found, todo = [], [root]
+    while todo:
+        pid = todo.pop()
+        found.append(pid)
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                todo += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+        except OSError:
+            continue
+    return found
 
 
 def _stream(make: Callable[[], Iterator[Case]], pipe: Connection) -> None:

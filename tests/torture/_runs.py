@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from bigconv import fsio
 from bigconv.conversion import build
 from bigconv.conversion.api import Request
+from bigconv.conversion.build import partial_folder
 from bigconv.conversion.run import Policy
 from bigconv.errors import BigconvError, StoreError
 from bigconv.sources import array_folder
@@ -66,18 +68,6 @@ def contents(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in fsio.files_below(path)}
 
 
-def refused_or_whole(path: Path, rows: int) -> str:
-    """What is wrong with what a reader sees; empty when it refuses or sees all."""
-    try:
-        opened = open_store(path)
-    except StoreError:
-        return ""
-    if opened.manifest.rows != rows:
-        return f"a reader sees {opened.manifest.rows} of {rows} rows"
-    findings = verify(opened)
-    return f"a reader sees damage: {findings[0]}" if findings else ""
-
-
 @contextmanager
 def workspace() -> Iterator[Path]:
     """A folder of its own, in memory where there is some: what is tried is what survives, not how fast a disk is."""
@@ -117,21 +107,34 @@ def request(source: Path, dest: Path, **policy: Any) -> Request:
 
 @dataclass(frozen=True)
 class Target:
-    """What is made of a source: the name of its destination, and what is asked of it."""
+    """What is made of a source: the name of its destination, and what is asked of it.
+
+    `append`: the destination holds the rows of every second file already.
+    """
 
     dest: str
     to: str | None = None
     compress: str | None = None
     chunk: int | None = None
     shards: int | None = None
+    append: bool = False
 
     def request(self, source: Path, place: Path, workers: int = 0, **policy: Any) -> Request:
-        storage = {"compress": self.compress, "chunk": self.chunk}
-        asked = Policy(workers, **policy)
-        return Request((source,), place / self.dest, to=self.to, shards=self.shards, storage=storage, policy=asked)
+        return self._request(source, place, self.append, Policy(workers, **policy))
+
+    def first(self, half: Path, place: Path) -> Request:
+        """What makes the rows that are there before."""
+        return self._request(half, place, False, Policy(0))
+
+    def _request(self, source: Path, place: Path, append: bool, policy: Policy) -> Request:
+        given = {} if append else {"to": self.to, "shards": self.shards}  # rows are added to a store as it is
+        storage = {} if append else {"compress": self.compress, "chunk": self.chunk}
+        return Request((source,), place / self.dest, append=append, storage=storage, policy=policy, **given)
 
     def arguments(self) -> list[str]:
         """The same for the command line."""
+        if self.append:
+            return ["--append"]
         options = {"--to": self.to, "--compress": self.compress, "--chunk": self.chunk, "--shards": self.shards}
         return [word for name, value in options.items() if value is not None for word in (name, str(value))]
 
@@ -143,30 +146,92 @@ PACKED = (
     Target("packed.lmdb", compress="zstd"),
 )
 SHARDED = (Target("parts-memmap", "memmap", shards=3), Target("parts-hdf5", "hdf5", shards=3))
+APPENDED = tuple(replace(target, append=True) for target in (*PLAIN, PACKED[1], SHARDED[1]))
+
+
+_UNLISTED = " does not belong to the dataset"
+
+
+class Trial:
+    """A conversion that is cut off or disturbed in many ways, in a folder of its own.
+
+    A reader must see the rows that were there before, or all; where there were none before, it may refuse.
+    """
+
+    def __init__(self, root: Path, source: Path, target: Target) -> None:
+        self.source, self.target = source, target
+        self.name = f"{source.name} {target.dest}{' append' * target.append}"
+        self.place = root / self.name
+        self.place.mkdir()
+        self.request = target.request(source, self.place)
+        self.dest = self.request.dest
+        self._before, before = root / f"before {self.name}", ""
+        if target.append:
+            before = target.first(half_of(source), self.place).run().manifest.content_digest
+            self._before.mkdir()
+            os.rename(self.dest, self._before / self.dest.name)
+        self.reset()
+        self._whole = {before, self.request.run().manifest.content_digest}
+        self.expected = contents(self.dest)
+        self.reset()
+
+    def reset(self) -> None:
+        """As it was before the run."""
+        for path in self.place.iterdir():
+            fsio.remove(path)
+        if self.target.append:
+            kept = self._before / self.dest.name
+            if kept.is_dir():
+                shutil.copytree(kept, self.dest)
+            else:
+                shutil.copy(kept, self.dest)
+
+    def seen(self) -> str:
+        """What is wrong with what a reader sees; empty when nothing is."""
+        try:
+            opened = open_store(self.dest)
+        except StoreError as error:
+            return f"a reader is refused what was there before: {error}" if self.target.append else ""
+        if opened.manifest.content_digest not in self._whole:
+            return f"a reader sees {opened.manifest.rows} rows that are neither those before nor all"
+        findings = verify(opened)
+        if self.target.append and partial_folder(self.dest).exists():  # new parts may be there, not yet listed
+            findings = [finding for finding in findings if not finding.problem.endswith(_UNLISTED)]
+        return f"a reader sees damage: {findings[0]}" if findings else ""
+
+    def after_a_cut(self, promised: int = 0) -> str:
+        """What is wrong at a destination after a run was cut off, and after it is run again; empty when nothing is.
+
+        `promised`: rows of its last checkpoint, which must not be made again.
+        """
+        wrong = self.seen()
+        if wrong:
+            return wrong
+        try:
+            outcome = self.request.run()
+        except BigconvError as error:
+            return f"can't be resumed: {error}"
+        if contents(self.dest) != self.expected:
+            return "the resumed store differs"
+        if outcome.status == "done" and outcome.resumed_rows < promised:
+            return f"went on from row {outcome.resumed_rows}, {promised} had been promised"
+        left = sorted(p.name for p in self.place.glob(f"{self.dest.name}*") if p != self.dest)
+        return f"left behind: {left}" if left else ""
+
+
+def half_of(source: Path) -> Path:
+    """A folder of the same name with links to every second file."""
+    half = source.parent / "half" / source.name
+    if not half.exists():
+        for file in sorted(path for path in source.rglob("*") if path.is_file())[::2]:
+            link = half / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, link)
+    return half
 
 
 def trials(root: Path) -> list[tuple[Path, Target]]:
-    """What runs are cut off: both inputs into each store, the ragged one into compressed and sharded ones too."""
+    """What runs are cut off: both inputs into each store, the ragged one into compressed and sharded ones too, and
+    added to what is there."""
     fixed, ragged = folders(root)
-    return [*product((fixed, ragged), PLAIN), *product((ragged,), (*PACKED, *SHARDED))]
-
-
-def after_a_cut(again: Request, rows: int, expected: dict[str, bytes], promised: int = 0) -> str:
-    """What is wrong at a destination after a run was cut off, and after it is run again; empty when nothing is.
-
-    `promised`: rows of its last checkpoint, which must not be made again.
-    """
-    dest = again.dest
-    wrong = refused_or_whole(dest, rows)
-    if wrong:
-        return wrong
-    try:
-        outcome = again.run()
-    except BigconvError as error:
-        return f"can't be resumed: {error}"
-    if contents(dest) != expected:
-        return "the resumed store differs"
-    if outcome.status == "done" and outcome.resumed_rows < promised:
-        return f"went on from row {outcome.resumed_rows}, {promised} had been promised"
-    left = sorted(p.name for p in dest.parent.glob(f"{dest.name}*") if p != dest)
-    return f"left behind: {left}" if left else ""
+    return [*product((fixed, ragged), PLAIN), *product((ragged,), (*PACKED, *SHARDED, *APPENDED))]

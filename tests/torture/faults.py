@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,87 +21,98 @@ from typing import Any
 from bigconv import fsio
 from bigconv.errors import BigconvError
 from tests.torture import Case, _child
-from tests.torture._runs import (
-    Target,
-    after_a_cut,
-    checkpoints_everywhere,
-    contents,
-    refused_or_whole,
-    trials,
-    workspace,
-)
+from tests.torture._runs import Target, Trial, checkpoints_everywhere, folders, trials, workspace
 
 CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "replace", "rename", "mkdir", "unlink", "copy_file_range")
 SHORT = "short"
-KINDS: tuple[int | str, ...] = (errno.ENOSPC, errno.EIO, SHORT)
-TRACED = ("ENOSPC", "EIO", "EINTR")
+SHORTENED = ("write", "pwrite", "copy_file_range")  # calls that may do a part only
+KINDS = (errno.ENOSPC, errno.EIO)
+TRACED = ("ENOSPC", "EIO")
 LIMITS = 12  # file size limits and sizes of a tmpfs, at scale 1
 QUICK = 0.05  # below this scale a few runs stand for all
-FEW = (0, 5, 6, 10, 11)
+FEW = (0, 5, 6, 10, 11, 15)
 
 
 def run(scale: float) -> Iterator[Case]:
     with workspace() as root, checkpoints_everywhere():
+        _warm(root)
         why = _child.no_strace()
         if why:
             yield Case("faults in the kernel", skipped=why)
         for number, (source, target) in enumerate(trials(root)):
             if scale >= QUICK or number in FEW:
-                place = root / f"{source.name} {target.dest}"
-                place.mkdir()
-                trial = Trial(source, target, place, scale)
-                yield from trial.in_python()
+                disturbed = Disturbed(root, source, target, scale)
+                yield from disturbed.in_python()
                 if not why:
-                    yield from trial.in_the_kernel(root / "log")
-                yield from trial.limited()
+                    yield from disturbed.in_the_kernel(root / "log")
+                yield from disturbed.limited()
         yield from _small_disk(root, scale)
 
 
-class Trial:
-    """One run, disturbed in many ways."""
+def _warm(root: Path) -> None:
+    """Have all that a command imports here already: in each traced child it would take longer than the command."""
+    from typer.testing import CliRunner
 
-    def __init__(self, source: Path, target: Target, place: Path, scale: float) -> None:
-        self.request, self.dest, self.scale = target.request(source, place), place / target.dest, scale
+    from bigconv.cli.app import app
+
+    source = folders(root / "warm")[1]
+    dests = ("a.h5", "a.zarr", "a.lmdb", "parts")
+    for dest in dests:
+        words = ["convert", str(source), str(root / dest), "--workers", "0", "-q"]
+        more = ["--shards", "2"] if dest == "parts" else ["--compress", "lz4"]
+        assert CliRunner().invoke(app, words + more).exit_code == 0
+        refused = CliRunner().invoke(app, [*words, "--limit", "1"])  # and what a refusal does
+        assert refused.exit_code != 0
+    for name in (*dests, "warm"):
+        fsio.remove(root / name)
+
+
+class Disturbed(Trial):
+    """One run, disturbed at each of its calls."""
+
+    def __init__(self, root: Path, source: Path, target: Target, scale: float) -> None:
+        super().__init__(root, source, target)
+        self.scale = scale
         self.arguments = [str(source), str(self.dest), *target.arguments()]
-        self.name = f"{source.name} {target.dest}"
         self.random = random.Random(self.name)
-        self.rows = self.request.run().manifest.rows
-        self.expected = contents(self.dest)
-        fsio.remove(self.dest)
 
     def chosen(self, cases: list[Any], least: int) -> list[Any]:
         n = len(cases) if self.scale >= 1 else min(len(cases), max(least, round(len(cases) * self.scale)))
         return self.random.sample(cases, n)
 
     def judged(self, name: str, wrong: str) -> Case:
-        wrong = wrong or refused_or_whole(self.dest, self.rows)
-        case = Case(f"{self.name} {name}", wrong or after_a_cut(self.request, self.rows, self.expected))
-        for path in self.dest.parent.iterdir():
-            fsio.remove(path)
+        case = Case(f"{self.name} {name}", wrong or self.after_a_cut())
+        self.reset()
         return case
 
     def in_python(self) -> Iterator[Case]:
-        with failing(self.dest.parent, 0, 0) as counted:
+        """Each call of Python's with each error, and those that may do a part only with that."""
+        with failing(self.place, 0, 0) as called:
             self.request.run()
-        fsio.remove(self.dest)
-        cases = [(n, self.random.choice(KINDS)) for n in range(1, counted[0] + 1)]
-        for number, kind in self.chosen(cases, 3):
+        self.reset()
+        cases = [(n, call, kind) for n, call in enumerate(called, 1) for kind in KINDS]
+        cases += [(n, call, SHORT) for n, call in enumerate(called, 1) if call in SHORTENED]
+        for number, call, kind in self.chosen(cases, 3):
             wrong = ""
-            with failing(self.dest.parent, number, kind) as counted:
+            with failing(self.place, number, kind):
                 try:
                     self.request.run()
                 except BigconvError as error:
                     wrong = _unclear(error.exit_code, str(error))
                 except BaseException as error:  # noqa: BLE001  what is not meant to come is what is looked for
                     wrong = f"{type(error).__name__}: {error}"
-            yield self.judged(f"call {number}: {os.strerror(kind) if isinstance(kind, int) else kind}", wrong)
+            told = os.strerror(kind) if isinstance(kind, int) else kind
+            yield self.judged(f"call {number}, {call}: {told}", wrong)
 
     def in_the_kernel(self, log: Path) -> Iterator[Case]:
+        """Each call, libraries' too, interrupted, and with one of the errors in turn."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        calls = _child.mutating_calls(lambda: self.command(nowhere), self.dest.parent, log)
+        calls = _child.mutating_calls(lambda: self.command(nowhere), self.place, log)
         os.close(nowhere)
-        fsio.remove(self.dest)
-        for call, kind in self.chosen([(call, self.random.choice(TRACED)) for call in calls], 1):
+        self.reset()
+        cases = [(call, "EINTR") for call in calls]
+        cases += [(call, TRACED[number % len(TRACED)]) for number, call in enumerate(calls)]
+        for call, kind in self.chosen(cases, 1):
             wrong = self.ended(strace=_child.inject(call, f"error={kind}"), log=log)
             yield self.judged(f"{kind} at {call.line[:80]}", wrong)
 
@@ -144,17 +156,17 @@ def _unclear(code: int, message: str) -> str:
 
 
 @contextlib.contextmanager
-def failing(below: Path, number: int, kind: int | str) -> Iterator[list[int]]:
-    """Call number `number` of Python's that changes something below a folder fails, or is short; counts the calls."""
-    count = [0]
+def failing(below: Path, number: int, kind: int | str) -> Iterator[list[str]]:
+    """Call number `number` of Python's that changes something below a folder fails, or is short; gives the calls."""
+    called: list[str] = []
     kept = {name: getattr(os, name) for name in CALLS if hasattr(os, name)}
 
     def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if not _concerned(name, args, kwargs, below):
                 return original(*args, **kwargs)
-            count[0] += 1
-            if count[0] != number:
+            called.append(name)
+            if len(called) != number:
                 return original(*args, **kwargs)
             if isinstance(kind, int):
                 raise OSError(kind, os.strerror(kind))
@@ -165,7 +177,7 @@ def failing(below: Path, number: int, kind: int | str) -> Iterator[list[int]]:
     for name, original in kept.items():
         setattr(os, name, wrapped(name, original))
     try:
-        yield count
+        yield called
     finally:
         for name, original in kept.items():
             setattr(os, name, original)
@@ -201,15 +213,23 @@ def _small_disk(root: Path, scale: float) -> Iterator[Case]:
     try:
         for number, (source, target) in enumerate(trials(root)):
             if scale >= QUICK or number == FEW[1]:
-                trial = Trial(source, target, _grown(disk, "64m"), scale)
-                need = sum(map(len, trial.expected.values())) * 3 // 4096 + 8
-                for pages in trial.chosen(list(range(1, need, max(1, need // LIMITS))), 1):
-                    _grown(disk, f"{pages * 4}k")
-                    wrong = trial.ended()
+                disturbed = Disturbed(_grown(disk, "64m"), source, target, scale)
+                before = _pages(disk)
+                need = sum(map(len, disturbed.expected.values())) * 3 // 4096 + 8
+                for pages in disturbed.chosen(list(range(1, need, max(1, need // LIMITS))), 1):
+                    _grown(disk, f"{(before + pages) * 4}k")
+                    wrong = disturbed.ended()
                     _grown(disk, "64m")
-                    yield trial.judged(f"a disk of {pages * 4} KiB", wrong)
+                    yield disturbed.judged(f"a disk with {pages * 4} KiB free", wrong)
+                shutil.rmtree(disturbed.place)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def _pages(disk: Path) -> int:
+    """Pages in use."""
+    told = os.statvfs(disk)
+    return (told.f_blocks - told.f_bfree) * told.f_bsize // 4096
 
 
 def _grown(disk: Path, size: str) -> Path:

@@ -27,6 +27,9 @@ import numpy as np
 
 from bigconv import fsio, manifest
 from bigconv.conversion import build, journal
+from bigconv.conversion.api import Request
+from bigconv.conversion.run import Policy
+from bigconv.dataset import DatasetManifest
 from bigconv.errors import BigconvError, Interrupted
 from bigconv.manifest import Manifest, canonical
 from bigconv.provenance import Provenance
@@ -51,7 +54,7 @@ ODD: tuple[Any, ...] = (
 
 def run(scale: float) -> Iterator[Case]:
     with workspace() as root, checkpoints_everywhere():
-        for target in (_manifests, _provenance, _npy, _tars, _hdf5, _journals):
+        for target in (_manifests, _datasets, _provenance, _npy, _tars, _hdf5, _journals):
             tries = max(10, round(TRIES * scale / (10 if target in (_hdf5, _journals) else 1)))
             place = root / target.__name__
             place.mkdir()
@@ -143,14 +146,35 @@ def changed_bytes(raw: bytes, rng: random.Random) -> bytes:
 # -- targets ------------------------------------------------------------------------------------------------------
 
 
-def _store(place: Path, suffix: str) -> Path:
+def _store(place: Path, suffix: str, shards: int | None = None) -> Path:
     source, dest = folders(place, 6)[1], place / f"out{suffix}"
-    request(source, dest).run()
+    Request((source,), dest, shards=shards, policy=Policy(0)).run()
     return dest
 
 
 def _manifests(place: Path, tries: int) -> Iterator[Try]:
-    dest = _store(place, ".mmap")
+    yield from _of_manifest("manifest", _store(place, ".mmap"), Manifest, tries)
+
+
+def _datasets(place: Path, tries: int) -> Iterator[Try]:
+    dest = _store(place, "", shards=2)
+    yield from _of_manifest("manifest of parts", dest, DatasetManifest, tries)
+    kind = "digests of parts"
+    (file,) = dest.glob("digests-*.bin")
+    whole = file.read_bytes()
+    for i in range(tries // 20):
+
+        def read(raw: bytes = changed_bytes(whole, random.Random(i))) -> None:
+            file.write_bytes(raw)
+            try:
+                verify(open_store(dest))
+            finally:
+                file.write_bytes(whole)
+
+        yield f"{kind} {i}", read
+
+
+def _of_manifest(kind: str, dest: Path, form: type[Manifest], tries: int) -> Iterator[Try]:
     file = dest / "manifest.json"
     whole = json.loads(file.read_bytes())
     for i in range(tries):
@@ -165,7 +189,7 @@ def _manifests(place: Path, tries: int) -> Iterator[Try]:
                 raw = canonical(body)
             except (ValueError, RecursionError, UnicodeEncodeError):
                 continue
-        yield f"manifest {i}", lambda raw=raw: Manifest.from_bytes(raw, "fuzz")
+        yield f"{kind} {i}", lambda raw=raw: form.from_bytes(raw, "fuzz")
         if i % 20 == 3:  # the same, through the store: files and digests that don't fit
 
             def opened(raw: bytes = raw) -> None:
@@ -176,7 +200,7 @@ def _manifests(place: Path, tries: int) -> Iterator[Try]:
                 finally:
                     file.write_bytes(original)
 
-            yield f"manifest {i} of a store", opened
+            yield f"{kind} {i} of a store", opened
 
 
 def _provenance(place: Path, tries: int) -> Iterator[Try]:

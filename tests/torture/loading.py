@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL
 
 from bigconv.runtime import Loader, StoreDataset, StreamDataset
 from bigconv.schema import Field, Schema
@@ -31,6 +32,7 @@ from tests.torture._runs import workspace
 
 ROWS, BATCH = 1003, 64
 EPOCHS = 50  # of the run that looks for leaks, at scale 1
+LATE = 6 * MP_STATUS_CHECK_INTERVAL  # seconds; less than `streamed` has patience for, and much on a busy machine
 GROWTH = 32 << 20  # 32 MiB of private memory: less is the allocator's business
 FIELDS = Schema((Field("x", "uint8", (3000,)), Field("label", "int64"), Field("t", "uint16", (None,))))
 
@@ -106,8 +108,12 @@ def _left_early(path: Path, settings: dict[str, Any], times: int) -> str:
 
 
 def _killed(path: Path, settings: dict[str, Any]) -> str:
-    """A worker that is killed must end the loop with an error, soon, not let it wait for ever."""
-    loader = DataLoader(_dataset(path), BATCH, timeout=20, **settings)
+    """A worker that is killed must end the loop with an error, soon, not let it wait for ever.
+
+    torch hears at once of a child of its own. For one that a fork server made it looks every 5 s, if nothing comes, and
+    with a `timeout` only once that is over: so there is none. A loop that goes on waiting is ended by `streamed`.
+    """
+    loader = DataLoader(_dataset(path), BATCH, **settings)
     batches = iter(loader)
     next(batches)
     os.kill(batches._workers[0].pid, signal.SIGKILL)  # type: ignore[attr-defined]
@@ -116,7 +122,7 @@ def _killed(path: Path, settings: dict[str, Any]) -> str:
         left = sum(len(batch["label"]) for batch in batches)
     except RuntimeError as error:
         told = "worker" in str(error)
-        quick = time.monotonic() - start < 15
+        quick = time.monotonic() - start < LATE
         return "" if told and quick else f"after {time.monotonic() - start:.0f} s: {error}"
     finally:
         del batches, loader

@@ -1,4 +1,7 @@
-"""Peak private memory of a conversion stays flat from a little input to a lot, under a hard limit (`RLIMIT_DATA`)."""
+"""Peak private memory of a conversion stays flat from a little input to a lot, under a hard limit (`RLIMIT_DATA`).
+
+Without workers into every store; with two, of arrays, and of images that they decode, all of one size and of many.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from bigconv import fsio
 from tests.torture import Case
+from tests.torture._child import tree
 from tests.torture._runs import SUFFIXES
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 SMALL, LARGE = 1.0, 8.0  # GiB, at scale 1
-QUICK = 0.05  # below this scale one store stands for all
-CEILING = 300 << 20  # bytes, without workers
-LIMIT = 512 << 20  # bytes of RLIMIT_DATA: private memory that is asked for, used or not
+QUICK = 0.05  # below this scale two runs stand for all
+CEILING, A_WORKER = 300 * MIB, 150 * MIB  # bytes of all processes together: without workers, and for each of them
+FLAT = 1.1  # of the peak of a little input
+LIMIT = 512 * MIB  # bytes of RLIMIT_DATA, for each process: private memory that is asked for, used or not
+PICTURES = 40  # that are different; the others are links to them
 PROGRAM = (
     "import resource\n"
     f"resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))\n"
@@ -29,62 +37,111 @@ PROGRAM = (
 )
 
 
-def peak(arguments: list[str]) -> int:
-    """Largest sum of RssAnon over the process and its children, sampled; bytes. Mapped pages of files don't count."""
-    command = [sys.executable, "-c", PROGRAM, "convert", *arguments, "--workers", "0", "-q"]
+@dataclass(frozen=True)
+class Peak:
+    """Most that all processes of a run had at one time, sampled, in bytes. Mapped pages of files don't count.
+
+    `private`: anonymous memory, what processes share divided among them; `shared`: memory that blocks travel through.
+    """
+
+    private: int
+    shared: int
+
+
+def peak(arguments: list[str]) -> Peak:
+    command = [sys.executable, "-c", PROGRAM, "convert", *arguments, "-q"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    highest = 0
+    private = shared = 0
     while process.poll() is None:
-        highest = max(highest, sum(_anonymous(pid) for pid in _tree(process.pid)))
-        time.sleep(0.01)
+        found = [_held(pid) for pid in tree(process.pid)]
+        private = max(private, sum(held.private for held in found))
+        shared = max(shared, sum(held.shared for held in found))
+        time.sleep(0.02)
     if process.returncode:
         raise RuntimeError(f"convert ended with {process.returncode}")
-    return highest
+    return Peak(private, shared)
 
 
-def _tree(root: int) -> list[int]:
-    found, todo = [], [root]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        try:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                todo += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-        except OSError:
-            continue
-    return found
-
-
-def _anonymous(pid: int) -> int:
+def _held(pid: int) -> Peak:
+    sizes = {"Pss_Anon:": 0, "Pss_Shmem:": 0}
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            words = line.split()
+            if words[0] in sizes:
+                sizes[words[0]] = int(words[1]) * 1024
     except OSError:
         pass
-    return 0
+    return Peak(*sizes.values())
+
+
+def _array(path: Path, nbytes: float) -> Path:
+    """A `.npy` file of rows of 12 KiB, mostly a hole."""
+    array = np.lib.format.open_memmap(path / "x.npy", "w+", np.uint8, (max(1, round(nbytes / 12288)), 12288))
+    array[::50] = 1
+    return path / "x.npy"
+
+
+def _pictures(path: Path, nbytes: float, sizes: Callable[[int], tuple[int, int]]) -> Path:
+    """A folder of PNG files that make so many bytes of pixels. Their noise isn't compressed: decoding is quick."""
+    folder, rng, held, number = path / "raw", np.random.default_rng(0), 0, 0
+    folder.mkdir()
+    while held < nbytes:
+        file, first = folder / f"{number:06}.png", folder / f"{number % PICTURES:06}.png"
+        if number < PICTURES:
+            pixels = rng.integers(0, 256, (*sizes(number), 3), np.uint8)
+            Image.fromarray(pixels).save(file, compress_level=0)
+        else:
+            os.link(first, file)
+        height, width = sizes(number % PICTURES)
+        held += height * width * 3
+        number += 1
+    return folder
+
+
+def _alike(path: Path, nbytes: float) -> Path:
+    return _pictures(path, nbytes, lambda number: (640, 640))
+
+
+def _of_many_sizes(path: Path, nbytes: float) -> Path:
+    return _pictures(path, nbytes, lambda number: (200 + 37 * number, 900 - 13 * number))
+
+
+#: A name, what makes the input, the store's extension, and the workers.
+RUNS: tuple[tuple[str, Callable[[Path, float], Path], str, int], ...] = (
+    *((f"array, {suffix}", _array, suffix, 0) for suffix in SUFFIXES),
+    ("array, .h5, 2 workers", _array, ".h5", 2),
+    ("images, .h5, 2 workers", _alike, ".h5", 2),
+    ("images of many sizes, .mmap, 2 workers", _of_many_sizes, ".mmap", 2),
+)
+FEW = (1, 5)
 
 
 def run(scale: float) -> Iterator[Case]:
-    if not os.path.exists("/proc/self/status"):
+    if not os.path.exists("/proc/self/smaps_rollup"):
+        yield Case("memory", skipped="the kernel doesn't tell what a process holds (/proc/PID/smaps_rollup)")
         return
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as name:
-        root = Path(name)
-        for suffix in SUFFIXES if scale >= QUICK else SUFFIXES[1:2]:
-            peaks = []
-            for size in (SMALL * scale, LARGE * scale):
-                source = root / "x.npy"
-                rows = max(1, round(size * GIB / 12288))
-                array = np.lib.format.open_memmap(source, "w+", np.uint8, (rows, 12288))
-                array[::50] = 1
-                del array
-                try:
-                    peaks.append(peak([str(source), str(root / f"out{suffix}")]))
-                except RuntimeError as error:
-                    yield Case(f"{suffix} {size:g} GiB", str(error))
-                    return
-                fsio.remove(root / f"out{suffix}")
-            told = f"{peaks[0] / 2**20:.0f} MiB, then {peaks[1] / 2**20:.0f} MiB"
-            flat = scale < QUICK or peaks[1] <= 1.1 * peaks[0] + (8 << 20)  # a tiny run is over before its peak is seen
-            print(f"    {suffix}: {told}", flush=True)
-            yield Case(f"{suffix} {told}", "" if flat and max(peaks) <= CEILING else "not flat, or over 300 MiB")
+    for name, make, suffix, workers in RUNS if scale >= QUICK else [RUNS[n] for n in FEW]:
+        yield _flat(name, make, suffix, workers, scale)
+
+
+def _flat(name: str, make: Callable[[Path, float], Path], suffix: str, workers: int, scale: float) -> Case:
+    peaks = []
+    for size in (SMALL * scale, LARGE * scale):
+        with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+            source, dest = make(Path(folder), size * GIB), Path(folder) / f"out{suffix}"
+            try:
+                peaks.append(peak([str(source), str(dest), "--workers", str(workers), *_steps(make)]))
+            except RuntimeError as error:
+                return Case(f"{name}, {size:g} GiB", str(error))
+            finally:
+                fsio.remove(dest)
+    little, much = peaks
+    allowed = CEILING + workers * A_WORKER
+    told = f"{little.private // MIB} MiB, then {much.private // MIB} MiB of {allowed // MIB}"
+    print(f"    {name}: {told} (shared: {little.shared // MIB}, {much.shared // MIB})", flush=True)
+    flat = scale < QUICK or much.private <= FLAT * little.private  # a tiny run is over before its peak is seen
+    return Case(f"{name}: {told}", "" if flat and max(little.private, much.private) <= allowed else "not flat, or more")
+
+
+def _steps(make: Callable[[Path, float], Path]) -> list[str]:
+    return [] if make is _array else ["--label-from", "none"]

@@ -7,12 +7,11 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from bigconv import fsio
 from tests.torture import Case
 from tests.torture._disk import Operation, Recorder, Tree, Write, materialise, pending, state
-from tests.torture._runs import Target, after_a_cut, checkpoints_everywhere, contents, trials, workspace
+from tests.torture._runs import Trial, checkpoints_everywhere, half_of, trials, workspace
 
 EXHAUSTIVE = 8  # pending operations up to which every combination is tried
 SAMPLES = 24  # combinations tried of more than that, at scale 1
@@ -21,25 +20,26 @@ SAMPLES = 24  # combinations tried of more than that, at scale 1
 def run(scale: float) -> Iterator[Case]:
     with workspace() as root, checkpoints_everywhere():
         for source, target in trials(root):
-            yield from _cut(root, source, target, scale)
+            yield from _cut(Trial(root, source, target), scale)
 
 
-def _cut(root: Path, source: Path, target: Target, scale: float) -> Iterator[Case]:
-    name = f"{source.name} {target.dest}"
-    place = root / name
-    place.mkdir()
-    again = target.request(source, place)
+def _cut(trial: Trial, scale: float) -> Iterator[Case]:
+    place, begin = trial.place, 0
+    fsio.remove(trial.dest)
     with Recorder(place).recording() as recorder:
-        rows = again.run().manifest.rows
-    expected = contents(again.dest)
-    fsio.remove(again.dest)
+        if trial.target.append:
+            trial.target.first(half_of(trial.source), place).run()
+            begin = len(recorder.operations)
+        trial.request.run()
+    fsio.remove(trial.dest)
     operations, tried = recorder.operations, set()
-    rng = random.Random(name)
-    points = range(1, len(operations) + 1) if scale >= 1 else sorted(rng.sample(range(1, len(operations) + 1), 3))
+    rng = random.Random(trial.name)
+    every = range(begin + 1, len(operations) + 1)
+    points = every if scale >= 1 else sorted(rng.sample(every, 3))
     for point in points:
         before = operations[:point]
         waiting = pending(before)
-        promised = _promised(state(before, recorder.folders, set(waiting)), again.dest.name)
+        promised = _promised(state(before, recorder.folders, set(waiting)), trial.dest.name)
         for lost, torn in _combinations(waiting, before, rng, scale):
             tree = state(before, recorder.folders, lost, torn)
             seen = hashlib.sha256(repr(sorted(tree.items())).encode()).digest()
@@ -47,8 +47,8 @@ def _cut(root: Path, source: Path, target: Target, scale: float) -> Iterator[Cas
                 continue
             tried.add(seen)
             materialise(tree, place)
-            case = f"{name} cut at {point} of {len(operations)} without {sorted(lost)}"
-            yield Case(case, after_a_cut(again, rows, expected, promised))
+            case = f"{trial.name} cut at {point} of {len(operations)} without {sorted(lost)}"
+            yield Case(case, trial.after_a_cut(promised))
             for path in place.iterdir():
                 fsio.remove(path)
 

@@ -6,17 +6,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigconv import fsio
 from tests.torture import Case, _child
-from tests.torture._runs import (
-    Target,
-    after_a_cut,
-    checkpoints_everywhere,
-    contents,
-    refused_or_whole,
-    trials,
-    workspace,
-)
+from tests.torture._runs import Trial, checkpoints_everywhere, trials, workspace
 
 AGAIN = 3  # every so many kills, the run that goes on is killed too
 QUICK = 0.05  # below this scale one kill a run
@@ -29,31 +20,23 @@ def run(scale: float) -> Iterator[Case]:
         return
     with workspace() as root, checkpoints_everywhere():
         for source, target in trials(root):
-            yield from _kills(root, source, target, scale)
+            yield from _kills(Trial(root, source, target), root / "log", scale)
 
 
-def _kills(root: Path, source: Path, target: Target, scale: float) -> Iterator[Case]:
-    name = f"{source.name} {target.dest}"
-    place, log = root / name, root / "log"
-    place.mkdir()
-    wanted = target.request(source, place)
-    work = lambda: void(wanted.run())  # noqa: E731
-    rows = wanted.run().manifest.rows
-    expected = contents(wanted.dest)
-    fsio.remove(wanted.dest)
-    calls = _child.mutating_calls(work, place, log)
-    fsio.remove(wanted.dest)
-    rng = random.Random(name)
+def _kills(trial: Trial, log: Path, scale: float) -> Iterator[Case]:
+    work = lambda: void(trial.request.run())  # noqa: E731
+    calls = _child.mutating_calls(work, trial.place, log)
+    trial.reset()
+    rng = random.Random(trial.name)
     least = 2 if scale >= QUICK else 1
     chosen = calls if scale >= 1 else sorted(rng.sample(calls, max(least, round(len(calls) * scale))), key=calls.index)
     for number, call in enumerate(chosen):
         ended = _child.run(work, _child.inject(call, "signal=KILL"), log)
-        wrong = f"ended with {ended}, not by the kill" if ended != -9 else refused_or_whole(wanted.dest, rows)
+        wrong = f"ended with {ended}, not by the kill" if ended != -9 else trial.seen()
         if number % AGAIN == 0:
             _child.run(work, _child.inject(rng.choice(calls), "signal=KILL"), log)
-        yield Case(f"{name} {call.line[:80]}", wrong or after_a_cut(wanted, rows, expected))
-        for path in place.iterdir():
-            fsio.remove(path)
+        yield Case(f"{trial.name} {call.line[:80]}", wrong or trial.after_a_cut())
+        trial.reset()
 
 
 def void(_: object) -> None:
