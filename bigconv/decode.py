@@ -310,6 +310,22 @@ def _check_size(height: int, width: int) -> None:
         raise DecodeError(f"{height}x{width} pixels are more than the {MAX_PIXELS:,} allowed")
 
 
+def same_size(height: int, width: int, expected: tuple[int, ...]) -> None:
+    """Raises `DecodeError` for an image that is not `[height, width, 3]` of the shape expected."""
+    if (height, width, 3) != expected:
+        raise DecodeError(f"{height}x{width} pixels instead of {expected[0]}x{expected[1]}")
+
+
+def into(out: Array) -> Place:
+    """The place for an image of the size of `out`, `[height, width, 3] uint8`, and for no other."""
+
+    def place(height: int, width: int) -> Array:
+        same_size(height, width, out.shape)
+        return out
+
+    return place
+
+
 def _jpeg_orientation(data: bytes) -> int:
     """EXIF orientation 1 to 8 of a JPEG; 1 where it has none. Walks the segments, never the pixels."""
     at, end = 2, len(data) - 4

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bigconv.block import Array, Ragged
-from bigconv.decode import DecodeError, decode, probe
+from bigconv.decode import DecodeError, decode, into, probe
 from bigconv.runtime import buffers
 
 
@@ -22,7 +22,7 @@ def decoded(name: str, column: Ragged, whence: Callable[[int], str]) -> Array | 
     if room is not None:
         for i in range(len(column)):
             try:
-                decode(column[i].tobytes(), room[i])
+                decode(column[i].tobytes(), into(room[i]))
             except DecodeError:  # damaged, which is told below, or the first of another size
                 return [_axes(pixels) for pixels in room[:i]] + _one_by_one(name, column, whence, i)
         return room.transpose(0, 3, 1, 2)

@@ -120,8 +120,8 @@ class ImageFolder:
         encoded = image.kind == "encoded"
 
         def place(height: int, width: int) -> Array:
-            if one_size is not None and (height, width, 3) != one_size:
-                raise decode.DecodeError(f"{height}x{width} pixels instead of {one_size[0]}x{one_size[1]}")
+            if one_size is not None:
+                decode.same_size(height, width, one_size)
             return room.place(height * width * 3).reshape(height, width, 3)
 
         room = Room(size)
