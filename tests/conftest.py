@@ -24,6 +24,8 @@ ROOM = 4 << 30  # 4 GiB: several times what tests keep at a time
 # Hundreds of processes are started: without compiled modules each would compile all of bigconv anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# As many processes as there are cores run tests: threads of torch would wait for one another, and spin meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,8 +6,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from bigconv.errors import RowError
 from bigconv.runtime import StoreDataset, slots
 from bigconv.schema import Field, Schema
 from bigconv.testing import cases
+from tests.warm import Warm
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="slots are for Linux")
@@ -178,7 +177,7 @@ def test_killed_worker(path: Path) -> None:
     assert leftovers() <= before
 
 
-def test_killed_parent_leaves_nothing(path: Path) -> None:
+def test_killed_parent_leaves_nothing(path: Path, warm: Warm, tmp_path: Path) -> None:
     """Slots have no name, so nobody has to remove them."""
     before = leftovers()
     code = f"""
@@ -190,16 +189,16 @@ kept = [next(iterator) for _ in range(3)]
 print(iterator._workers[0].pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        assert parent.wait(60) == -signal.SIGKILL
-        os.kill(worker, signal.SIGKILL)  # it would find out by itself, in five seconds
+    parent = warm.python(code, tmp_path)
+    assert parent.returncode == -signal.SIGKILL
+    os.kill(int(parent.stdout), signal.SIGKILL)  # the worker would find out by itself, in five seconds
     assert leftovers() <= before
 
 
-def test_no_warnings_at_exit(path: Path) -> None:
+def test_no_warnings_at_exit(path: Path, warm: Warm, tmp_path: Path) -> None:
     code = f"""
+import warnings
+warnings.simplefilter("error")
 from torch.utils.data import DataLoader
 from bigconv.runtime import StoreDataset
 loader = DataLoader(StoreDataset({str(path)!r}), 4, num_workers=1, persistent_workers=True)
@@ -207,9 +206,7 @@ kept = [batch for batch in loader]
 iterator = iter(loader)
 more = next(iterator)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = warm.python(code, tmp_path, whole=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
