@@ -16,6 +16,7 @@ from bigconv.conversion.apart import call_apart
 from bigconv.conversion.task import Work, run_span
 from bigconv.errors import InputError, NotAStore, StoreError, UsageError
 from bigconv.schema import Schema, unknown
+from bigconv.sniff import looks_at
 from bigconv.sources import tiff_head
 from bigconv.sources.base import Source, Span
 from bigconv.sources.filelist import following_links
@@ -119,6 +120,10 @@ def _ends(name: str, extensions: tuple[str, ...]) -> bool:
 
 
 def _of_folder(path: Path) -> str:
+    if (path / "data.mdb").is_file():  # and its first page isn't LMDB's, or it would have been recognised
+        raise InputError(
+            f"{path}: not an LMDB database, or a damaged one: data.mdb: {looks_at(str(path / 'data.mdb'))}"
+        )
     below = (os.path.join(top, n) for top, _, files in os.walk(path) for n in files if not n.startswith("."))
     seen = list(islice(below, LOOK_AT))
     folders = {name: entry for name, entry in registry.SOURCES.items() if entry.takes != "files"}

@@ -194,8 +194,19 @@ def reading(name: str) -> Iterator[None]:
     except InputError:
         raise
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        why = str(error).partition("\n")[0][:300] or type(error).__name__
-        raise InputError(f"{name}: can't be read: {why}") from error
+        raise InputError(f"{name}: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """What an error of Arrow means for a file; Arrow's own words are what `--debug` shows."""
+    said = str(error).partition("\n")[0][:300]
+    if "size is 0 bytes" in said or "Tried reading schema message, was null" in said:
+        return "an empty file"
+    if "magic bytes" in said or "Not an Arrow file" in said or "too small to be" in said or "Expected to read" in said:
+        return "not of its format, or cut short: the mark at its end is missing. Copy or download it again"
+    if any(word in said for word in ("Corrupt", "decompress", "Decompress", "zlib", "ZSTD", "LZ4", "Unexpected end")):
+        return "damaged: the values of a column can't be unpacked"
+    return f"can't be read: {said or type(error).__name__}"
 
 
 def _same(first: Any, schema: Any, name: str, other: str) -> None:

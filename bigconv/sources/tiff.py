@@ -137,7 +137,8 @@ def _opened(path: str) -> Iterator[Any]:
             series = [one for one in file.series if one.kind != "thumbnail"]
             if len(series) != 1:
                 sizes = ", ".join("x".join(map(str, one.shape)) for one in series[:4])
-                raise InputError(f"holds {len(series)} pictures that make no volume ({sizes})")
+                what = f"{len(series)} pictures that make no volume ({sizes})" if series else "no picture"
+                raise InputError(f"holds {what}")
             yield series[0]
     except (InputError, OSError):
         raise
