@@ -28,8 +28,17 @@ from bigconv.decode import DecodeError
 from bigconv.errors import InputError
 from bigconv.schema import DTYPES, Field, Schema
 from bigconv.sources.base import Reject, Span
-from bigconv.sources.filelist import FileList
-from bigconv.sources.filerows import MAX_ROW_BYTES, FileRows, Labelling, alike, common_shape, first_of, heads, reason
+from bigconv.sources.filerows import (
+    MAX_ROW_BYTES,
+    FileRows,
+    Labelling,
+    OfFileRows,
+    alike,
+    common_shape,
+    first_of,
+    heads,
+    reason,
+)
 from bigconv.sources.labels import Classes
 from bigconv.sources.named import NamedFiles
 from bigconv.sources.tiff_head import check_pages
@@ -48,7 +57,7 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
-class Tiff:
+class Tiff(OfFileRows):
     """Each file is a row, in bytewise order of the paths.
 
     Fields: `image` or `volume`, of the files' dtype, and `label`, int64, where there are labels.
@@ -87,17 +96,6 @@ class Tiff:
         else:
             field = Field("volume", first.dtype, shape, kind="volume")
         return cls(rows, Schema((field, *rows.label_fields)), first.axes)
-
-    @property
-    def files(self) -> FileList:
-        return self.rows.found.files
-
-    @property
-    def inputs(self) -> int:
-        return len(self.rows)
-
-    def plan(self) -> Sequence[Span]:
-        return self.rows.plan()
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
         yield from self.rows.read(self.schema, span, lambda file, _: self._row(self.rows.found.paths[file]))
