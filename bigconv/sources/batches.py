@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class BatchTable:
+class BatchTable(ABC):
     """Rows of one table in one or many files of groups. A subclass says how a file is opened.
 
     Spans are rows, cut where groups end. Rows are decoded from the start of their group on, and an iterator is kept
@@ -50,13 +51,13 @@ class BatchTable:
     layout: table.Layout
 
     @classmethod
+    @abstractmethod
     def look(cls, path: str) -> tuple[Any, list[tuple[int, int]]]:
         """The Arrow schema of a file, and rows and bytes of each group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, path: str, first: int, rows: int) -> Iterator[Any]:
         """`pyarrow.RecordBatch`es of about `rows` rows from the group numbered `first` to the end of the file."""
-        raise NotImplementedError
 
     @classmethod
     def find(
