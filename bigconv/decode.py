@@ -27,6 +27,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -36,6 +37,7 @@ import numpy as np
 
 from bigconv.block import Array
 from bigconv.errors import InputError
+from bigconv.sniff import looks
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, a quarter GiB of 24-bit pixels: past it Pillow only warns, we refuse
 HEAD_BYTES = 64 << 10  # 64 KiB: nearly all JPEG headers, EXIF thumbnail included, end before that
@@ -262,10 +264,10 @@ def _pillow_size(file: IO[bytes]) -> tuple[int, int]:
 
 def _open(file: IO[bytes]) -> tuple[str, Any]:
     """Format and lazily opened Pillow image. By the plug-in, as `Image.open` would only warn about a bomb."""
-    head = file.read(16)
+    head = file.read(64)
     kind = format_of(head)
     if kind is None:
-        raise DecodeError("an empty file" if not head else f"not an image: starts with {head!r}")
+        raise DecodeError("an empty file" if not head else f"not an image: {looks(head)}")
     module, name = _PLUGINS[kind]
     try:
         plugin = getattr(importlib.import_module(f"PIL.{module}"), name)
@@ -390,6 +392,8 @@ def _turned(pixels: Array, turn: int) -> Array:
 
 def _fail(kind: str, error: Exception) -> NoReturn:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if re.search(r"(?i)truncat|premature|unexpected end|end of file|incomplete", reason):
+        raise DecodeError(f"a {kind} image that is cut short: copy or download it again") from error
     raise DecodeError(f"{kind} can't be decoded: {reason}") from error
 
 

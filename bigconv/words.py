@@ -30,6 +30,11 @@ def plural(number: int, noun: str, ending: str = "s") -> str:
     return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
+def rows(start: int, stop: int) -> str:
+    """`row 4`, `rows 4 to 9`; `stop` is exclusive."""
+    return f"row {start:,}" if stop - start == 1 else f"rows {start:,} to {stop - 1:,}"
+
+
 def shape(extents: tuple[int | None, ...]) -> str:
     """`3 × 64 × 64`; `*` for an axis that varies; nothing for a single number."""
     return " × ".join("*" if n is None else str(n) for n in extents)

@@ -296,7 +296,12 @@ def command(
     ] = None,
     digest: Annotated[
         str | None,
-        typer.Option("--digest", help="What proves the rows: xxh3 (default) | sha256.", rich_help_panel="Storage"),
+        typer.Option(
+            "--digest",
+            metavar="HASH",
+            help="What proves the rows: xxh3 (default) | sha256.",
+            rich_help_panel="Storage",
+        ),
     ] = None,
     shard_size: Annotated[
         str | None,

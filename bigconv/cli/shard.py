@@ -41,7 +41,8 @@ def command(
         str | None, typer.Option("--to", metavar="STORE", help="memmap | hdf5 | lmdb | zarr [as they are].")
     ] = None,
     digest: Annotated[
-        str | None, typer.Option("--digest", help="What proves the rows: xxh3, sha256 (else as they have it).")
+        str | None,
+        typer.Option("--digest", metavar="HASH", help="What proves the rows: xxh3 | sha256, else as they have it."),
     ] = None,
     shuffle: Annotated[
         bool, typer.Option("--shuffle", help="Put all rows in a random order, by --seed.", rich_help_panel=ROWS)

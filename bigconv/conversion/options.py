@@ -17,6 +17,7 @@ from bigconv.conversion.task import Work, run_span
 from bigconv.errors import InputError, NotAStore, StoreError, UsageError
 from bigconv.hashes import OPTION_OF, OPTIONS, XXH3
 from bigconv.schema import Schema, unknown
+from bigconv.sniff import looks_at
 from bigconv.sources import tiff_head
 from bigconv.sources.base import Source, Span
 from bigconv.sources.filelist import following_links
@@ -128,6 +129,10 @@ def _extensions(names: Sequence[str], known: Set[str]) -> Counter[str]:
 
 
 def _of_folder(path: Path) -> str:
+    if (path / "data.mdb").is_file():  # and its first page isn't LMDB's, or it would have been recognised
+        raise InputError(
+            f"{path}: not an LMDB database, or a damaged one: data.mdb: {looks_at(str(path / 'data.mdb'))}"
+        )
     below = (os.path.join(top, n) for top, _, files in os.walk(path) for n in files if not n.startswith("."))
     seen = list(islice(below, LOOK_AT))
     folders = {name: entry for name, entry in registry.SOURCES.items() if entry.takes != "files"}

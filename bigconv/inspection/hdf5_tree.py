@@ -9,6 +9,7 @@ import h5py
 
 from bigconv.errors import IncompleteStore
 from bigconv.inspection.datasets import MOST, Dataset
+from bigconv.stores.hdf5_file import in_words
 
 FILTERS = {
     h5py.h5z.FILTER_DEFLATE: "gzip",
@@ -34,8 +35,7 @@ def tree(path: Path) -> list[Dataset]:
         with h5py.File(path, "r") as file:
             _walk(file, "", found, set())
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise IncompleteStore(f"{path}: damaged, or no HDF5 file: the HDF5 library says: {why}") from error
+        raise IncompleteStore(f"{path}: {in_words(error, path)}") from error
     return found
 
 

@@ -95,7 +95,7 @@ def subject(paths: Sequence[Path], from_: str | None = None) -> Subject:
         try:
             return _raw([path], None)
         except InputError:
-            if path.suffix in (".zarr", ".lmdb"):
+            if path.suffix in (".zarr", ".lmdb") and not (path / "data.mdb").exists():
                 raise error from None
             raise
 

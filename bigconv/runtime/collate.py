@@ -9,6 +9,7 @@ Dicts in, a dict out; tuples in, a tuple out, in which what belongs to a field s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,7 @@ MASK_ITEMS = 256  # rows padded to less: one masked copy of all; longer ones: a 
 
 
 @dataclass(frozen=True)
-class _Collate:
+class _Collate(ABC):
     """What all have in common: fields that don't vary are stacked as ever, text is a list of `str`."""
 
     def __call__(self, batch: Sequence[Any]) -> Any:
@@ -51,12 +52,12 @@ class _Collate:
             return out
         return next(iter(out.values())) if whole is None and len(out) == 1 else tuple(out.values())
 
-    def _check(self, columns: Columns) -> None:
+    def _check(self, columns: Columns) -> None:  # noqa: B027  some have nothing to check
         """Hold the options against the fields of a batch. Raises `UsageError`."""
 
+    @abstractmethod
     def _varying(self, field: Field, column: BatchColumn, columns: Columns) -> dict[str, Any]:
         """The columns made of a field whose rows vary in size."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

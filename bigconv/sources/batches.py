@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class BatchTable:
+class BatchTable(ABC):
     """Rows of one table in one or many files of groups. A subclass says how a file is opened.
 
     Spans are rows, cut where groups end. Rows are decoded from the start of their group on, and an iterator is kept
@@ -50,13 +51,13 @@ class BatchTable:
     layout: table.Layout
 
     @classmethod
+    @abstractmethod
     def look(cls, path: str) -> tuple[Any, list[tuple[int, int]]]:
         """The Arrow schema of a file, and rows and bytes of each group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, path: str, first: int, rows: int) -> Iterator[Any]:
         """`pyarrow.RecordBatch`es of about `rows` rows from the group numbered `first` to the end of the file."""
-        raise NotImplementedError
 
     @classmethod
     def find(
@@ -194,8 +195,19 @@ def reading(name: str) -> Iterator[None]:
     except InputError:
         raise
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        why = str(error).partition("\n")[0][:300] or type(error).__name__
-        raise InputError(f"{name}: can't be read: {why}") from error
+        raise InputError(f"{name}: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """What an error of Arrow means for a file; Arrow's own words are what `--debug` shows."""
+    said = str(error).partition("\n")[0][:300]
+    if "size is 0 bytes" in said or "Tried reading schema message, was null" in said:
+        return "an empty file"
+    if "magic bytes" in said or "Not an Arrow file" in said or "too small to be" in said or "Expected to read" in said:
+        return "not of its format, or cut short: the mark at its end is missing. Copy or download it again"
+    if any(word in said for word in ("Corrupt", "decompress", "Decompress", "zlib", "ZSTD", "LZ4", "Unexpected end")):
+        return "damaged: the values of a column can't be unpacked"
+    return f"can't be read: {said or type(error).__name__}"
 
 
 def _same(first: Any, schema: Any, name: str, other: str) -> None:

@@ -14,6 +14,7 @@ from bigconv.block import Block, Index
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.sources.base import SPAN_BYTES, Reject, Span
+from bigconv.sources.filelist import FileList
 from bigconv.sources.labels import Classes, class_names, numbered, told_of
 from bigconv.sources.named import NamedFiles
 from bigconv.sources.rowwise import SPAN_INPUTS, Row, assembled
@@ -99,6 +100,23 @@ class FileRows:
             "bytes": int(files.sizes.sum()),
             **told_of(self.label_from, self.labels),
         }
+
+
+class OfFileRows:
+    """What sources have in common whose `rows` are `FileRows`."""
+
+    rows: FileRows
+
+    @property
+    def files(self) -> FileList:
+        return self.rows.found.files
+
+    @property
+    def inputs(self) -> int:
+        return len(self.rows)
+
+    def plan(self) -> Sequence[Span]:
+        return self.rows.plan()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ What HDF5 and Zarr have in common. A source of them tells of its `Dataset`s and 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ForeignArrays:
+class ForeignArrays(ABC):
     """Rows of one or many files with the same datasets, one file after another.
 
     `first`: int64 `[files + 1]`, the first row of each. `step`: rows that are read at once, whole chunks where they are
@@ -123,18 +124,18 @@ class ForeignArrays:
     passed_over: tuple[str, ...]
 
     @classmethod
+    @abstractmethod
     def listed(cls, paths: Sequence[Path]) -> tuple[tuple[str, ...], FileList]:
         """The files to be read, and how the manifest knows them. Raises `InputError`."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def look(cls, path: str) -> tuple[list[Dataset], list[str]]:
         """All datasets of a file, and the paths of those that hold no rows. Raises `InputError`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reader(self, number: int) -> Reader:
         """Open a file. Raises `InputError`."""
-        raise NotImplementedError
 
     @classmethod
     def find(cls, paths: Sequence[Path], *, axis: int = 0, columns: Sequence[str] | None = None) -> Self:

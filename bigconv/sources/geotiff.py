@@ -26,8 +26,17 @@ from bigconv.decode import DecodeError
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import DTYPES, Field, Schema
 from bigconv.sources.base import Reject, Span
-from bigconv.sources.filelist import FileList
-from bigconv.sources.filerows import MAX_ROW_BYTES, FileRows, Labelling, alike, common_shape, first_of, heads, reason
+from bigconv.sources.filerows import (
+    MAX_ROW_BYTES,
+    FileRows,
+    Labelling,
+    OfFileRows,
+    alike,
+    common_shape,
+    first_of,
+    heads,
+    reason,
+)
 from bigconv.sources.labels import Classes
 from bigconv.sources.named import NamedFiles
 
@@ -80,7 +89,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class GeoTiff:
+class GeoTiff(OfFileRows):
     """Each tile of each raster is a row, in bytewise order of the paths.
 
     Fields: `image`, `[bands, height, width]`, of the rasters' dtype; `window`, int64 `[4]`: row, column, height and
@@ -142,17 +151,6 @@ class GeoTiff:
         )
         transform = transforms.pop() if len(transforms) == 1 else None
         return cls(rows, Schema(fields), grid, crs, first.nodata, transform)
-
-    @property
-    def files(self) -> FileList:
-        return self.rows.found.files
-
-    @property
-    def inputs(self) -> int:
-        return len(self.rows)
-
-    def plan(self) -> Sequence[Span]:
-        return self.rows.plan()
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
         with contextlib.ExitStack() as still_open:

@@ -20,11 +20,12 @@ from typing import Any, ClassVar
 import h5py
 import numpy as np
 
-from bigconv import registry
+from bigconv import registry, words
 from bigconv.errors import BigconvError, InputError
 from bigconv.sources.filelist import FileList
 from bigconv.sources.foreign import ALIGN_BYTES, MAX_DATASETS, Dataset, ForeignArrays
 from bigconv.sources.named import NamedFiles
+from bigconv.stores.hdf5_file import in_words
 
 # Filters by their registered number: https://github.com/HDFGroup/hdf5_plugins
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
@@ -45,7 +46,7 @@ class ForeignHdf5(ForeignArrays):
 
     @classmethod
     def look(cls, path: str) -> tuple[list[Dataset], list[str]]:
-        with _damage(path), _opened(path) as file:
+        with _damage(path, path), _opened(path) as file:
             if "_bigconv" in file:
                 raise InputError(f"{path}: a bigconv store: give its own path, without --from")
             return _walk(file, path)
@@ -56,15 +57,15 @@ class ForeignHdf5(ForeignArrays):
 
 class _Reader:
     def __init__(self, path: str, name: str, size: int) -> None:
-        self._name = name
-        with _damage(name):
+        self._name, self._path = name, path
+        with _damage(name, path):
             if os.stat(path).st_size != size:
                 raise InputError(f"{name}: changed since it was listed with {size} bytes")
             self._file = _opened(path)
         self._datasets: dict[tuple[str, str | None], Any] = {}
 
     def rows(self, dataset: Dataset, axis: int, start: int, stop: int) -> Any:
-        with _damage(self._name):
+        with _damage(f"{self._name}: {dataset.path}, {words.rows(start, stop)}", self._path):
             key = dataset.path, dataset.member
             if key not in self._datasets:
                 self._datasets[key] = _descend(self._file, dataset)
@@ -79,15 +80,14 @@ class _Reader:
 
 
 @contextmanager
-def _damage(where: str) -> Iterator[None]:
+def _damage(where: str, path: str) -> Iterator[None]:
     """What h5py raises for damaged files, by no fixed type, as `InputError`."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, MemoryError) as error:
         if isinstance(error, BigconvError):
             raise
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{where}: can't be read, damaged: {why}") from error
+        raise InputError(f"{where}: {in_words(error, path)}") from error
 
 
 def _opened(path: str) -> Any:

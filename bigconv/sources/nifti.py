@@ -26,8 +26,17 @@ from bigconv.decode import DecodeError
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import DTYPES, Field, Schema
 from bigconv.sources.base import Reject, Span
-from bigconv.sources.filelist import FileList
-from bigconv.sources.filerows import MAX_ROW_BYTES, FileRows, Labelling, alike, common_shape, first_of, heads, reason
+from bigconv.sources.filerows import (
+    MAX_ROW_BYTES,
+    FileRows,
+    Labelling,
+    OfFileRows,
+    alike,
+    common_shape,
+    first_of,
+    heads,
+    reason,
+)
 from bigconv.sources.labels import Classes
 from bigconv.sources.named import NamedFiles
 from bigconv.sources.rescale import Rescale, common_dtype
@@ -53,7 +62,7 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
-class Nifti:
+class Nifti(OfFileRows):
     """Each file is a row, or each index along `axis` of it, in bytewise order of the paths.
 
     Fields: `volume`, `[x, y, z, …]`, `affine`, float64 `[4, 4]`, from indices of the whole file to mm, and `label`,
@@ -105,14 +114,6 @@ class Nifti:
             *rows.label_fields,
         )
         return cls(rows, Schema(fields), axis)
-
-    @property
-    def files(self) -> FileList:
-        return self.rows.found.files
-
-    @property
-    def inputs(self) -> int:
-        return len(self.rows)
 
     def plan(self) -> Sequence[Span]:
         packed = any(path.lower().endswith(".gz") for path in self.rows.found.paths)

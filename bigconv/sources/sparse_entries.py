@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -41,7 +42,7 @@ class Matrix:
         return dtype_name(self.arrays["data"].dtype, self.arrays["data"].where)
 
 
-class Entries:
+class Entries(ABC):
     """Entries of a matrix by rows. `indptr`: int64 `[rows + 1]`, the first entry of each."""
 
     indptr: Index
@@ -56,9 +57,9 @@ class Entries:
         limit = self.indptr[low] + nbytes // self._item
         return min(high, max(low + 1, int(np.searchsorted(self.indptr, limit, "right")) - 1))
 
+    @abstractmethod
     def rows(self, low: int, high: int) -> tuple[Index, Index, Array]:
         """Offsets, columns and values of the entries of rows `low` to `high`."""
-        raise NotImplementedError
 
 
 class Csr(Entries):

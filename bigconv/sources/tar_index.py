@@ -16,6 +16,7 @@ import numpy as np
 
 from bigconv.block import Array, Index
 from bigconv.errors import InputError
+from bigconv.sniff import looks_at
 from bigconv.sources.named import NamedFiles
 
 BLOCK = 512  # bytes: tar's unit
@@ -144,7 +145,7 @@ def _scan(path: str, name: str, building: _Building) -> None:
         try:
             archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            raise InputError(f"{name}: not a tar file{_packed(path)}: {_brief(error)}") from error
+            raise InputError(f"{name}: not a tar file{_packed(path) or f': {looks_at(path)}'}") from error
         at, count, plain = 0, 0, True
         while True:
             file.seek(at)

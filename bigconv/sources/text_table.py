@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -26,7 +27,7 @@ class BadRecord(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class TextTable:
+class TextTable(ABC):
     """Rows of one table in one or many files of records. A subclass says how bytes become an Arrow table."""
 
     name: ClassVar[str]
@@ -38,9 +39,9 @@ class TextTable:
     syntax: Syntax
     layout: Layout
 
+    @abstractmethod
     def parse(self, data: bytes, file: int, threads: bool) -> Any:
         """A `pyarrow.Table` with a row a record. Raises `BadRecord`, `pyarrow.ArrowInvalid` or `UnicodeDecodeError`."""
-        raise NotImplementedError
 
     def sound(self, data: bytes, file: int, records: Sequence[Extent]) -> tuple[Sequence[Extent], dict[int, str]]:
         """Records that have the right structure, and what is wrong with the others, by number."""

@@ -28,8 +28,17 @@ from bigconv.decode import DecodeError
 from bigconv.errors import InputError
 from bigconv.schema import DTYPES, Field, Schema
 from bigconv.sources.base import Reject, Span
-from bigconv.sources.filelist import FileList
-from bigconv.sources.filerows import MAX_ROW_BYTES, FileRows, Labelling, alike, common_shape, first_of, heads, reason
+from bigconv.sources.filerows import (
+    MAX_ROW_BYTES,
+    FileRows,
+    Labelling,
+    OfFileRows,
+    alike,
+    common_shape,
+    first_of,
+    heads,
+    reason,
+)
 from bigconv.sources.labels import Classes
 from bigconv.sources.named import NamedFiles
 from bigconv.sources.tiff_head import check_pages
@@ -48,7 +57,7 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
-class Tiff:
+class Tiff(OfFileRows):
     """Each file is a row, in bytewise order of the paths.
 
     Fields: `image` or `volume`, of the files' dtype, and `label`, int64, where there are labels.
@@ -88,17 +97,6 @@ class Tiff:
             field = Field("volume", first.dtype, shape, kind="volume")
         return cls(rows, Schema((field, *rows.label_fields)), first.axes)
 
-    @property
-    def files(self) -> FileList:
-        return self.rows.found.files
-
-    @property
-    def inputs(self) -> int:
-        return len(self.rows)
-
-    def plan(self) -> Sequence[Span]:
-        return self.rows.plan()
-
     def read(self, span: Span) -> Iterator[Block | Reject]:
         yield from self.rows.read(self.schema, span, lambda file, _: self._row(self.rows.found.paths[file]))
 
@@ -137,7 +135,8 @@ def _opened(path: str) -> Iterator[Any]:
             series = [one for one in file.series if one.kind != "thumbnail"]
             if len(series) != 1:
                 sizes = ", ".join("x".join(map(str, one.shape)) for one in series[:4])
-                raise InputError(f"holds {len(series)} pictures that make no volume ({sizes})")
+                what = f"{len(series)} pictures that make no volume ({sizes})" if series else "no picture"
+                raise InputError(f"holds {what}")
             yield series[0]
     except (InputError, OSError):
         raise

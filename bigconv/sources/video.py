@@ -28,8 +28,7 @@ from bigconv.decode import DecodeError
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.sources.base import Reject, Span
-from bigconv.sources.filelist import FileList
-from bigconv.sources.filerows import MAX_ROW_BYTES, FileRows, Labelling, common_shape, heads
+from bigconv.sources.filerows import MAX_ROW_BYTES, FileRows, Labelling, OfFileRows, common_shape, heads
 from bigconv.sources.labels import Classes
 from bigconv.sources.named import NamedFiles
 from bigconv.sources.video_index import Clock, Head, head, library, opened
@@ -39,7 +38,7 @@ MAX_FPS = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Video:
+class Video(OfFileRows):
     """Each file is a row, or every `frames` frames of it, in bytewise order of the paths.
 
     Fields: `video`, uint8 `[frames, 3, height, width]`; `time`, float64 `[frames]`, in s since the first frame of the
@@ -94,14 +93,6 @@ class Video:
         )
         clocks = tuple(None if one is None else one.clock for one in told)
         return cls(rows, Schema(fields), clocks, rate, frames)
-
-    @property
-    def files(self) -> FileList:
-        return self.rows.found.files
-
-    @property
-    def inputs(self) -> int:
-        return len(self.rows)
 
     def plan(self) -> Sequence[Span]:
         return self.rows.plan(least=max(1, SPAN_FRAMES // (self.frames or SPAN_FRAMES)))

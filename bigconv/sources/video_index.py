@@ -17,6 +17,7 @@ from bigconv import registry
 from bigconv.block import Index
 from bigconv.decode import MAX_PIXELS, DecodeError
 from bigconv.errors import InputError
+from bigconv.sniff import looks_at
 from bigconv.sources.filerows import reason
 
 MAX_FRAMES = 1 << 26  # a year of film at 2 frames a second, or 25 days at 30
@@ -109,6 +110,10 @@ def opened(path: str) -> Iterator[tuple[Any, Any]]:
     except (InputError, MemoryError):
         raise
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
+        if isinstance(error, av.error.InvalidDataError):
+            seen = looks_at(path)
+            more = "" if seen.startswith("starts with") else f": {seen}"  # a video's own first bytes tell nobody much
+            raise DecodeError(f"can't be decoded: no video, or a damaged one{more}") from error
         raise DecodeError(f"can't be decoded: {reason(error, os.path.abspath(path))}") from error
 
 

@@ -19,9 +19,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bigconv import words
 from bigconv.errors import InputError
 from bigconv.manifest import unique
 from bigconv.schema import DTYPES
+from bigconv.sniff import looks_at
 from bigconv.sources.filelist import FileList
 from bigconv.sources.foreign import MAX_DATASETS, Dataset, ForeignArrays
 
@@ -106,8 +108,9 @@ class _Reader:
         except InputError:
             raise
         except Exception as error:  # zarr and its codecs raise whatever the damage leads to
-            why = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"{self._name}: {dataset.path} can't be read, damaged: {why}") from error
+            more = " in the memory there is" if isinstance(error, MemoryError) else ""
+            what = f"damaged: a chunk can't be unpacked{more}"
+            raise InputError(f"{self._name}: {dataset.path}, {words.rows(start, stop)}: {what}") from error
         return np.moveaxis(values, at, 0) if dataset.kind == "array" else values.tolist()
 
     def _opened(self, dataset: Dataset) -> Any:
@@ -179,7 +182,8 @@ def _document(folder: Path) -> dict[str, Any] | None:
             if name == "zarr.json" and document.get("node_type") not in ("array", "group"):
                 raise ValueError("neither an array nor a group")
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{file}: damaged: {str(error)[:120]}") from error
+            what = f"not JSON: {looks_at(str(file))}" if isinstance(error, json.JSONDecodeError) else str(error)[:120]
+            raise InputError(f"{file}: damaged: {what}") from error
         if name == "zarr.json":
             return document
         return {**document, "node_type": "array" if name == ".zarray" else "group"}
@@ -196,7 +200,11 @@ def _described(path: str, document: Mapping[str, Any]) -> Dataset:
             return _format2(path, document, shape)
         raise ValueError(f"zarr_format {document['zarr_format']}")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        return Dataset(path, "array", "", (), problem=f"damaged metadata: {type(error).__name__}: {str(error)[:120]}")
+        return Dataset(path, "array", "", (), problem=f"its metadata is damaged: {_odd(error)}")
+
+
+def _odd(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:120] or type(error).__name__
 
 
 def _kind(document: Mapping[str, Any]) -> str:

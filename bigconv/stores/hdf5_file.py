@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from bigconv.errors import BigconvError, IncompleteStore, NotAStore
 from bigconv.schema import Part
+from bigconv.sniff import looks_at
 from bigconv.stores.hdf5_packed import PackedColumns, lay_out
 from bigconv.stores.library_file import library_writing
 
@@ -46,6 +48,27 @@ def opened(path: Path) -> h5py.File:
         return h5py.File(path, "r", locking="best-effort")
 
 
+def in_words(error: BaseException, path: Path | str) -> str:
+    """What an error of the HDF5 library means for a file; its own words are what `--debug` shows.
+
+    Never empty: what isn't known is damage, and the usual remedy is another copy.
+    """
+    said = " ".join(str(error).split())
+    if "file signature not found" in said:
+        return f"not an HDF5 file: {looks_at(str(path))}"
+    if cut := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", said):
+        return f"cut short: {int(cut[1]):,} of {int(cut[2]):,} bytes are there. Copy or download it again"
+    if refused := re.search(r"error message = '([^']+)'", said):
+        return f"can't be opened: {refused[1]}"
+    if "lock" in said:
+        return "another program has it open for writing"
+    if isinstance(error, MemoryError):
+        return "does not fit in memory"
+    if "filter returned failure" in said:
+        return "damaged: a compressed chunk can't be unpacked"
+    return "damaged: the records that describe its contents can't be read. Copy or download it again"
+
+
 @contextmanager
 def damage(path: Path) -> Iterator[None]:
     """What h5py raises on damaged metadata, by no fixed type, as `IncompleteStore`."""
@@ -54,8 +77,7 @@ def damage(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
         if isinstance(error, BigconvError):
             raise
-        why = " ".join(str(error).split())[:200]
-        raise IncompleteStore(f"{path}: damaged: the HDF5 library says: {why}") from error
+        raise IncompleteStore(f"{path}: {in_words(error, path)}") from error
 
 
 def allocate(

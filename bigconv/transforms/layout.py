@@ -60,7 +60,10 @@ def images_of(schema: Schema, step: str) -> list[Field]:
     found = [f for f in schema if f.kind == "image" and f.layout in LAYOUTS and len(f.shape) == 3]
     if not found:
         have = ", ".join(f"{f.name} ({f.kind})" for f in schema)
-        raise UsageError(f"--{step} needs a field of images with a layout of chw or hwc; there are: {have}")
+        hint = ""
+        if any(f.kind == "volume" for f in schema):  # resampled here, its spacing or affine would no longer be true
+            hint = ".\nA volume goes through a function of yours, which keeps its spacing right: --map FILE.py:FUNCTION"
+        raise UsageError(f"--{step} needs a field of images with a layout of chw or hwc; there are: {have}{hint}")
     return found
 
 

@@ -65,7 +65,8 @@ class Resize(OnImages):
         size, *own = (part.strip() for part in str(text).split(","))
         match = re.fullmatch(r"([1-9][0-9]{0,8})(?:[xX×]([1-9][0-9]{0,8}))?", size, re.ASCII)
         if match is None:
-            raise UsageError(f"--resize {text}: expected S or HEIGHTxWIDTH in pixels, such as 224 or 224x320")
+            volume = ". Volumes: --map FILE.py:FUNCTION" if re.fullmatch(r"\d+([xX×]\d+){2}", size, re.ASCII) else ""
+            raise UsageError(f"--resize {text}: expected S or HEIGHTxWIDTH in pixels, such as 224 or 224x320{volume}")
         for word in own:
             if word in FITS:
                 fit = word

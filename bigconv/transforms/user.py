@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -22,7 +23,7 @@ Sample = Iterable[tuple[str, Block]]  # the first rows, each a block of its own,
 
 
 @dataclass(frozen=True)
-class UserStep:
+class UserStep(ABC):
     """A step that a function of the user's does; `name` is the option.
 
     `seed`: what random numbers are made of, None once it is known that the function takes none. `number`: of the step
@@ -62,9 +63,9 @@ class UserStep:
     def batched(self) -> bool:
         return is_batched(self.function.load())
 
+    @abstractmethod
     def results(self, block: Block) -> list[list[Row]]:
         """What the function makes of each row. Raises `InputError` where it fails, `SchemaError` for what is no row."""
-        raise NotImplementedError
 
     def prepared(self) -> Self:
         """The function loaded, and the seed dropped if it wants none. Raises `UsageError`."""

@@ -6,6 +6,7 @@ Compressed items are decoded first (`bigconv.view.unpack`), and lie at addresses
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ RECORD_BYTES = 64 << 20  # 64 MiB: past this, where a record ends is not believe
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class Items(ABC):
     """Bound items of one part: `address(i, hold)` for int64 arrays of item numbers."""
 
     count: int
@@ -31,9 +32,9 @@ class Items:
         """Whether items lie in files as they are, so that addresses hold by themselves."""
         return True
 
+    @abstractmethod
     def address(self, items: Index, hold: Hold) -> Index:
         """int64 `[n]`. What `hold` gets has to be kept until the bytes at the addresses have been copied."""
-        raise NotImplementedError
 
     def runs(self, first: Index, counts: Index, item_bytes: int, hold: Hold) -> tuple[Index, Index]:
         """Addresses and byte counts of the pieces that hold items `first` to `first + counts`, in order.

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
+import lmdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zarr
 from PIL import Image
 
 import bigconv
@@ -23,7 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def run(warm: Warm) -> Run:
     """The real command in a process of its own. `limit`: bytes that a file may have."""
-    return lambda *args, limit=None: warm.command(args, Path.cwd(), limit)
+    return lambda *args, cwd=None, limit=None: warm.command(args, cwd or Path.cwd(), limit)
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -226,3 +232,105 @@ def test_names_are_escaped(run: Run, tmp_path: Path) -> None:
 
 def test_debug_shows_a_traceback(run: Run, tmp_path: Path) -> None:
     assert "Traceback" in run("convert", tmp_path / "nothing", tmp_path / "out.h5", "--debug").stderr
+
+
+PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n" * 20
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def hdf5(path: Path) -> bytes:
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(4000.0).reshape(400, 10)
+        file["y"] = np.arange(400)
+    return path.read_bytes()
+
+
+def lmdb_pages(path: Path) -> bytes:
+    with lmdb.open(str(path), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+        for i in range(400):
+            transaction.put(b"%06d" % i, bytes(500))
+    return (path / "data.mdb").read_bytes()
+
+
+def parquet(path: Path) -> bytes:
+    pq.write_table(pa.table({"a": list(range(5000))}), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "shard", "bench"])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.h5", PAGE, "not an HDF5 file"),
+        ("a.h5", POINTER, "not an HDF5 file"),
+        ("a.h5", b"", "not an HDF5 file"),
+        ("a.npy", PAGE, "a.npy"),
+        ("a.parquet", b"", "an empty file"),
+        ("a.parquet", PAGE, "mark at its end is missing"),
+        ("a.arrow", PAGE, "mark at its end is missing"),
+        ("a.tar", PAGE, "not a tar file: a web page"),
+        ("a.tar", b"PK\x03\x04" + bytes(2000), "not a tar file: a ZIP archive"),
+        ("a.mp4", bytes(2000), "nothing but zeros"),
+        ("a.tif", b"II*\0" + bytes(20), "holds no picture"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(len(value)),
+)
+def test_what_is_not_of_its_format(
+    run: Run, tmp_path: Path, command: str, name: str, content: bytes, told: str
+) -> None:
+    """In our words, without those of a library, whatever it is asked for."""
+    (tmp_path / name).write_bytes(content)
+    words = {"convert": ["out.h5"], "shard": ["out"], "inspect": [], "bench": ["--stores", "mmap", "--seconds", "1"]}
+    result = run(command, name, *words[command], cwd=tmp_path)
+    refused(result, 2, *([] if command == "shard" else [told]))
+    assert not re.search(r"synchronously|magic|Errno|signature|0x", result.stderr)
+    assert left(tmp_path) == [name]
+
+
+def test_what_was_cut_short_or_overwritten(run: Run, tmp_path: Path) -> None:
+    """How much is there, or what of it can't be read, and what to do; the library's words come with --debug."""
+    whole = hdf5(tmp_path / "cut.h5")
+    (tmp_path / "cut.h5").write_bytes(whole[:3000])
+    (tmp_path / "holes.h5").write_bytes(whole[:96] + bytes(704) + whole[800:])
+    (tmp_path / "cut.parquet").write_bytes(parquet(tmp_path / "cut.parquet")[:-50])
+    pages = lmdb_pages(tmp_path / "cut.lmdb")
+    (tmp_path / "cut.lmdb" / "data.mdb").write_bytes(pages[:40_000])
+    (tmp_path / "none.lmdb").mkdir()
+    (tmp_path / "none.lmdb" / "data.mdb").write_bytes(POINTER)
+    told = {
+        "cut.h5": "cut short: 3,000 of",
+        "holes.h5": "the records that describe its contents can't be read. Copy or download it again",
+        "cut.parquet": "cut short",
+        "cut.lmdb": "cut short",
+        "none.lmdb": "data.mdb: a Git LFS pointer",
+    }
+    for name, words in told.items():
+        for command in ("convert", "inspect"):
+            refused(run(command, name, *(["out.h5"] if command == "convert" else []), cwd=tmp_path), 2, name, words)
+    debug = run("convert", "cut.h5", "out.h5", "--debug", cwd=tmp_path)
+    assert "truncated file" in debug.stderr
+
+
+def test_a_chunk_that_cannot_be_unpacked(run: Run, tmp_path: Path) -> None:
+    """Its dataset and rows are named."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        x = file.create_dataset("x", (8, 100), "i8", chunks=(4, 100), compression="gzip")
+        x[...] = 1
+        x.id.write_direct_chunk((4, 0), b"nothing that unpacks")
+    zarr.create_array(tmp_path / "a.zarr", data=np.arange(8), chunks=(4,))
+    (tmp_path / "a.zarr" / "c" / "1").write_bytes(b"xx")
+    for name, told in {"a.h5": "x, row 4: damaged", "a.zarr": "a, row 4: damaged"}.items():
+        refused(run("convert", name, f"{name}.mmap", cwd=tmp_path), 1, "4 of 8 inputs", told, "can't be unpacked")
+
+
+def test_images_that_are_none(run: Run, images: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)).save(images / "cats" / "cut.jpg")
+    (images / "cats" / "cut.jpg").write_bytes((images / "cats" / "cut.jpg").read_bytes()[:800])
+    (images / "cats" / "page.jpg").write_bytes(PAGE)
+    (images / "cats" / "pointer.png").write_bytes(POINTER)
+    run("convert", images, "out.h5", cwd=tmp_path)
+    rejects = map(json.loads, (tmp_path / "out.h5.rejects.jsonl").read_text().splitlines())
+    told = {reject["path"]: reject["error"] for reject in rejects}
+    assert "cut short" in told["cats/cut.jpg"]
+    assert told["cats/page.jpg"] == "not an image: a web page, as a failed download leaves it"
+    assert "git lfs pull" in told["cats/pointer.png"]

@@ -31,7 +31,7 @@ def refused(
         sys.argv = argv
     out, err = capsys.readouterr()
     assert ended.value.code == code, err
-    assert told in err
+    assert told in err, err
     assert out == ""
     assert "Traceback" not in err
     assert len(err.splitlines()) <= 8

@@ -311,11 +311,11 @@ REJECTED: list[tuple[Make, str]] = [
     (flac_short, "evil.flac: can't be decoded"),
     (film_count, "evil.mp4: can't be decoded"),
     (film_short, "evil.mp4: cut short"),
-    (zarr_bomb("zstd"), "can't be read, damaged"),
-    (zarr_bomb("gzip"), "can't be read, damaged"),
-    (zarr_blosc_lie, "can't be read, damaged"),
-    (zarr_shard, "can't be read, damaged"),
-    (h5_bomb, "can't be read, damaged"),
+    (zarr_bomb("zstd"), "a, row 4: "),
+    (zarr_bomb("gzip"), "a, row 4: "),
+    (zarr_blosc_lie, "a, row 4: damaged: a chunk can't be unpacked"),
+    (zarr_shard, "a, row 0: damaged: a chunk can't be unpacked"),
+    (h5_bomb, "x, row 4: "),
 ]
 
 

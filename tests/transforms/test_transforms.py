@@ -297,3 +297,11 @@ def test_dtype_options() -> None:
             ToDtype(bad)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="two parts"):
         ToDtype("float32").schema(arrays(np.zeros(2, np.complex64)).schema)
+
+
+@pytest.mark.parametrize("size", ["32", "8x32x32"])
+def test_volumes_are_not_resized(size: str) -> None:
+    """Their spacing would no longer be true: refused, with what to do instead."""
+    schema = Schema((Field("volume", "int16", (None, 64, 64), "volume"), Field("spacing", "float64", (3,), "label")))
+    with pytest.raises(UsageError, match="--map"):
+        Resize.parse(size).schema(schema)
