@@ -147,7 +147,8 @@ def fill(
 ) -> int:
     """Read and write the spans that are left, by `workers` processes or here; bytes of the values that were written.
 
-    Ends with a checkpoint. Raises `Interrupted` after one, at the end of a span, when `stopped()` says so.
+    Ends with a checkpoint where that is worth it. Raises `Interrupted` after one, at the end of a span, when
+    `stopped()` says so.
     """
     nbytes, spans = 0, plan.spans[build.spans :]
     items: Any = _serial(plan.work, spans)
@@ -171,7 +172,7 @@ def fill(
     finally:
         items.close()
     if not policy.strict or not build.rejects:
-        build.checkpoint()
+        build.settle()
     return nbytes
 
 
