@@ -24,8 +24,8 @@ from bigconv.errors import BigconvError, OutputError
 
 COPY_BYTES = 8 << 20  # 8 MiB a call: past this a copy no longer gets faster
 HASH_BYTES = 1 << 20  # 1 MiB: what is read is still in the core's own cache when it is hashed
-#: 256 KiB a write: for larger ones the kernel takes pages of up to 2 MiB for its cache. A virtual machine may have to get
-#: those from its host first, which takes four times as long as all the rest of the write.
+#: 256 KiB a write: for larger ones the kernel takes pages of up to 2 MiB for its cache. A virtual machine may have to
+#: get those from its host first, which takes four times as long as all the rest of the write.
 WRITE_BYTES = 256 << 10
 BEHIND_BYTES = 16 << 20  # 16 MiB: what is written is given to the disk at once, so that a later fsync finds little
 
