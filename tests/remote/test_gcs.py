@@ -22,6 +22,7 @@ from tests.remote._given import PARTS, ROWS, raw
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """gcsfs on an emulator with an empty bucket."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask for the kind of bucket by gRPC
     gcsfs = pytest.importorskip("gcsfs", reason="no gcsfs: pip install 'bigconv[gs]'")
     made = pytest.importorskip("gcp_storage_emulator.server", reason="pip install gcp-storage-emulator to test gs://")
     with socket.socket() as free:
