@@ -264,7 +264,7 @@ class StoreView:
         Raises `RowError` for a row that isn't there.
         """
         index = self.rows(rows)
-        if self.ranged:
+        if self.ranged and len(self.schema) > 1:  # of one field, taking it does the same
             self.bring(index)
         return Block(self.schema, {f.name: self.take_field(f.name, index) for f in self.schema})
 
@@ -330,8 +330,10 @@ class StoreView:
             if part.gathers is not None and part.ranged
             for f in self.schema
         ]
+        if len(wanted) == 1:
+            wanted[0]()
         if len(wanted) < 2:
-            return  # taking them does the same
+            return
         with ThreadPoolExecutor(min(FIELDS_AT_ONCE, len(wanted)), thread_name_prefix="bigconv-fields") as pool:
             for future in [pool.submit(one) for one in wanted]:
                 future.result()

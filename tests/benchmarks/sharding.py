@@ -1,6 +1,7 @@
 """A store cut into parts against `cp` + `sync` of the same bytes, and the memory that it takes.
 
-The command is started with compiled modules, as it is when installed. Reach: 2 GB at 0.5 of the speed or more, in order and shuffled alike as far as the disk lets; private memory flat.
+The command is started with compiled modules, as it is when installed.
+Reach: 2 GB at 0.5 of the speed or more, in order and shuffled alike as far as the disk lets; private memory flat.
 `--quick` uses a tenth of the data.
 """
 

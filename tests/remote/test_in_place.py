@@ -333,3 +333,18 @@ def test_a_batch_of_many_chunks_is_asked_for_at_once(s3: Proxy, stored: Path) ->
     assert view.take(rows)["x"][:, 0].tolist() == rows.tolist()
     assert time.monotonic() - begun < 0.5 * len(rows) * 0.05 + 1
     s3.reset()
+
+
+def test_what_comes_next_is_fetched_meanwhile(s3: Proxy, plain: Path) -> None:
+    view = bigconv.open(put(plain, "out.zarr"))
+    view[0]
+    rows = np.arange(100, 140)
+    view.will_need(rows)
+    end = time.monotonic() + 30
+    while s3.nbytes("/x/c/") < 40 * 8000:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.2)
+    s3.reset()
+    assert view.take(rows)["x"][:, 0].tolist() == rows.tolist()
+    assert s3.requests == []
