@@ -21,9 +21,10 @@ from bigconv.errors import BigconvError, OutputError
 from bigconv.hashes import XXH3, hasher
 
 COPY_BYTES = 8 << 20  # 8 MiB a call: past this a copy no longer gets faster
-# 1 MiB a write: for larger ones Linux takes folios of up to as many bytes for the page cache, which may be memory that
-# was never used; a virtual machine then had to fetch it from its host, at a fifth of the speed.
-WRITE_BYTES = 1 << 20
+HASH_BYTES = 1 << 20  # 1 MiB: what is read is still in the core's own cache when it is hashed
+#: 256 KiB a write: for larger ones the kernel takes pages of up to 2 MiB for its cache. A virtual machine may have to
+#: get those from its host first, which takes four times as long as all the rest of the write.
+WRITE_BYTES = 256 << 10
 BEHIND_BYTES = 16 << 20  # 16 MiB: what is written is given to the disk at once, so that a later fsync finds little
 
 Buffer = bytes | bytearray | memoryview
@@ -280,7 +281,7 @@ def digest_file(path: Path, skip: tuple[int, int] = (0, 0), algorithm: str = XXH
     total = hasher(algorithm)
     begin, length = skip
     with open(path, "rb", buffering=0) as file:
-        room = memoryview(bytearray(min(COPY_BYTES, os.fstat(file.fileno()).st_size + 1)))
+        room = memoryview(bytearray(min(HASH_BYTES, os.fstat(file.fileno()).st_size + 1)))
         at = 0
         while True:
             wanted = min(len(room), begin - at) if at < begin else len(room)

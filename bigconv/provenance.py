@@ -41,19 +41,33 @@ def runs_of(origin: Index) -> Index:
 
 
 def joined(runs: Index) -> Index:
-    """The same runs with neighbours that continue each other made one."""
-    out: list[list[int]] = []
-    for count, file, file_step, row, row_step in runs.tolist():
-        if out:
-            last = out[-1]
-            steps = (last[2], last[4]) if last[0] > 1 else (file - last[1], row - last[3])
-            fits = count == 1 or steps == (file_step, row_step)
-            if fits and (last[1] + last[0] * steps[0], last[3] + last[0] * steps[1]) == (file, row):
-                last[0] += count
-                last[2], last[4] = steps
-                continue
-        out.append([count, file, file_step, row, row_step])
-    return np.array(out, np.int64).reshape(-1, RUN_COLUMNS)
+    """The same runs with neighbours that continue each other made one, from the first on.
+
+    A lone row takes any row that follows it as its second. So which runs are joined depends on where the one before
+    began: that is walked, a step for each run that comes out; all else is worked out at once.
+    """
+    n = len(runs)
+    if n < 2:
+        return runs.astype(np.int64).reshape(-1, RUN_COLUMNS)
+    count, first, step = runs[:, 0], runs[:, 1::2], runs[:, 2::2]
+    gap = first[1:] - (first + (count - 1)[:, None] * step)[:-1]  # from the last row of a run to the next run's first
+    alone = count == 1
+    takes = alone[1:] | (step[1:] == gap).all(axis=1)  # whether a run goes on behind a gap in steps of it
+    held = np.where(alone[:, None], np.vstack([np.zeros((1, 2), np.int64), gap]), step)  # the step of what a run is in
+    broken = np.append(np.flatnonzero(~(takes & (gap == held[:-1]).all(axis=1))), n - 1)
+    # for each run, the last that is one with it, if it is not a lone first row
+    last = broken[np.searchsorted(broken, np.arange(n))].tolist()
+    lone, second = alone.tolist(), [*takes.tolist(), False]
+    starts, at = [], 0
+    while at < n:
+        starts.append(at)
+        at = (last[at + 1] if second[at] else at) + 1 if lone[at] else last[at] + 1
+    begin = np.array(starts, np.int64)
+    out: Index = runs[begin].astype(np.int64)
+    out[:, 0] = np.add.reduceat(count, begin)
+    grown = alone[begin] & (out[:, 0] > 1)
+    out[grown, 2::2] = gap[begin[grown]]
+    return out
 
 
 def expanded(runs: Index, start: int, stop: int) -> Index:

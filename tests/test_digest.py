@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigconv.block import Block, Ragged
-from bigconv.digest import MAX_BLOCK_ROWS, RAGGED_BLOCK_ROWS, Digester, Digests, block_rows
+from bigconv.digest import MAX_BLOCK_ROWS, RAGGED_BLOCK_ROWS, Digester, Digests, block_digest, block_rows
 from bigconv.schema import Field, Schema
 from bigconv.testing import cases
 
@@ -39,6 +39,19 @@ def test_how_rows_arrive_leaves_no_trace(cuts: list[int], rows: int) -> None:
     assert found.blocks == -(-23 // rows)
     assert found.block_rows == rows
     assert all(len(table) == 16 * found.blocks for table in found.tables.values())
+
+
+@given(st.lists(st.integers(0, 23), max_size=8), st.integers(1, 12), st.sampled_from(["xxh3-128", "sha256"]))
+@settings(derandomize=True, max_examples=80, deadline=None)
+def test_digests_that_are_known_are_the_same(cuts: list[int], rows: int, algorithm: str) -> None:
+    """Blocks that are canonical ones, and others, in any mixture."""
+    block = cases.block(SCHEMA, 23)
+    digester = Digester(SCHEMA, rows, algorithm)
+    bounds = sorted({0, 23, *cuts, *range(0, 23, rows)})
+    for start, stop in itertools.pairwise(bounds):
+        piece = block.slice(start, stop)
+        digester.update(piece, block_digest(piece))
+    assert digester.finish() == digests(block, [], rows, algorithm)
 
 
 @pytest.mark.parametrize(

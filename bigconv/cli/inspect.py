@@ -75,7 +75,7 @@ def command(
     from bigconv.errors import UsageError
     from bigconv.remote.urls import naming, parsed
     from bigconv.view import report
-    from bigconv.view.opening import fetched
+    from bigconv.view.opening import fetched, in_place
 
     for option, file, suffix in (("--contact", contact, ".png"), ("--html", html, ".html")):
         if file is not None:
@@ -83,7 +83,8 @@ def command(
 
             output.check(option, file, suffix)
     with ExitStack() as held:
-        local = [held.enter_context(fetched(path)) for path in paths]
+        ranged = len(paths) == 1 and from_ is None and not verify and in_place(paths[0]) is not None
+        local = paths if ranged else [held.enter_context(fetched(path)) for path in paths]
         with naming(dict(zip(local, map(parsed, paths), strict=True))):
             known = _subject(local, from_, verify)
         opened = known.opened

@@ -111,6 +111,10 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Cut a store into parts, each a whole store; merge, shuffle, split; the same rows, proven by the digest."""
+    if engine == "local" and workers != 0 and len(paths) > 1 and not (dry_run or finalize):
+        from bigconv.conversion import early
+
+        early.fork_server(paths, to)
     from bigconv.conversion.api import available_cores
     from bigconv.conversion.parts_cut import Cut, parse_size
     from bigconv.conversion.progress import progress

@@ -27,7 +27,7 @@ from bigconv.conversion.plan import Plan, make_plan
 from bigconv.conversion.pool import prepare
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
-from bigconv.conversion.publishing import apart, check_made_here, published, upload, whereabouts
+from bigconv.conversion.publishing import apart, check_made_here, published, upload, upload_parts, whereabouts
 from bigconv.conversion.ranks import parse_rank
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.splice import appended, retried
@@ -36,7 +36,7 @@ from bigconv.manifest import Manifest
 from bigconv.remote.urls import Url, naming, parsed
 from bigconv.sources.base import Source
 from bigconv.stores.base import configured
-from bigconv.view.opening import OpenedDataset, fetched, open_store
+from bigconv.view.opening import Opened, OpenedDataset, fetched, open_store
 
 PathLike = str | os.PathLike[str]
 
@@ -92,7 +92,7 @@ class Request:
         if self.policy.elsewhere and not all(path.is_absolute() for path in self.sources):
             return replace(self, sources=tuple(path.absolute() for path in self.sources))._plan()
         given = {key: value for key, value in self.storage.items() if value is not None}
-        cut = asked_cut(self.dest, self.shard_size, self.shards, self.append)
+        cut = asked_cut(self.told, self.shard_size, self.shards, self.append)
         check_engine(self.policy, None if cut else "add --shard-size 256MB, and name a folder as DEST")
         kind = registry.store_for(self.dest, self.to or (None if cut is None else STORE))
         store = configured(registry.load("store", kind), given)
@@ -103,9 +103,12 @@ class Request:
         if self.target is None:
             there = check_dest(self.dest, list(self.sources), self.overwrite)
         else:
-            if self.append or self.retry_rejects:
+            if self.retry_rejects or (self.append and cut is None):
                 how = "--append" if self.append else "--retry-rejects"
-                raise UsageError(f"{self.target}: {how} needs a local DEST, which can be uploaded then")
+                raise UsageError(
+                    f"{self.target}: {how} changes one store in its place, which needs a local DEST.\n"
+                    "Convert into a folder with --shard-size: --append adds parts to that, also behind a URL"
+                )
             there = published(self.target, self.overwrite, self.dest)
         sharded = isinstance(there, OpenedDataset)
         if there is not None and sharded and self.append:
@@ -144,7 +147,7 @@ class Request:
             return again, None
         if there is None:
             if self.append:
-                raise UsageError(f"--append: there is no {self.dest} yet")
+                raise UsageError(f"--append: there is no {self.told} yet")
             return plan, None
         same = Outcome("unchanged", there.manifest, self.dest)
         if isinstance(there, OpenedDataset) and self.append:
@@ -221,6 +224,10 @@ class Request:
             if done is not None:
                 return replace(done, dest=self.target)
             here = replace(self, target=None)
+            if self.append:
+                return upload_parts(
+                    self.dest, self.target, plan, lambda kept: here._carry_out(plan, None, progress, kept)
+                )
             return upload(
                 self.dest,
                 self.target,
@@ -228,6 +235,10 @@ class Request:
                 self.policy.restart,
                 lambda: here.carry_out(plan, None, progress),
             )
+        return self._carry_out(plan, done, progress, None)
+
+    def _carry_out(self, plan: Plan, done: Outcome | None, progress: Progress | None, kept: Opened | None) -> Outcome:
+        """The same at a local destination. `kept`: a directory behind a URL to which parts are added."""
         with fsio.writing(self.dest):  # whatever fails on the way, in any store
             if done is None:
                 if self.policy.restart:
@@ -235,7 +246,7 @@ class Request:
                 elif self.retry_rejects:
                     unpublished.begin_again(self.dest, plan.hash)
                 if plan.shards is not None:
-                    kept = open_store(self.dest) if self.append else None
+                    kept = kept or (open_store(self.dest) if self.append else None)
                     done = execute_parts(parts_job(plan, self.dest, self.policy, kept), progress)
                     if self.policy.rank is not None:
                         return done  # the work isn't over

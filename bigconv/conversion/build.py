@@ -280,8 +280,8 @@ def prove(
     start = 0
     for rows, expected in blocks:
         for block in view.blocks(start, start + rows, rows):
-            found = block_digest(block).hex()
-            if found != expected:
+            digest = block_digest(block)
+            if (found := digest.hex()) != expected:
                 size = 2 * width(XXH3)  # hex
                 pairs = zip(schema.names, range(0, len(found), size), strict=True)
                 wrong = [name for name, at in pairs if found[at : at + size] != expected[at : at + size]]
@@ -289,7 +289,7 @@ def prove(
                     f"{opened.path}: field {', '.join(wrong)}, rows {start} to {start + rows - 1}: what was read back "
                     "differs from what was written: a failing disk or memory"
                 )
-            digester.update(block)
+            digester.update(block, digest)
             if inner is not None:
                 inner.update(block)
             if counts is not None:

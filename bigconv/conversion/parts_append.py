@@ -57,7 +57,7 @@ def _known(there: OpenedDataset) -> dict[str, int]:
     known: dict[str, int] = {}
     for number in range(len(there.manifest.parts)):
         part = there.part(number)
-        raw = part.store.attachment(part.path, provenance.NAME)
+        raw = part.attachment(provenance.NAME)
         if raw is None:
             raise OutputError(f"{part.path}: holds no provenance, so --append can't tell which files it has")
         table = provenance.Provenance.from_bytes(raw, str(part.path))

@@ -65,7 +65,7 @@ class Local(Engine):
         self._inner = self._inner if self._inner > 1 else 0
         self._context: Any = multiprocessing.get_context(policy.start_method or best_method())
         if self._context.get_start_method() == "forkserver":
-            self._context.set_forkserver_preload([__name__, *preload(plan.work)])
+            self._context.set_forkserver_preload([__name__, *preload(plan.work), type(plan.store).__module__])
         self._members: list[_Member] = []
 
     def run(self, job: Job, tasks: Sequence[Task], control: Control) -> Iterator[tuple[Task, Result]]:

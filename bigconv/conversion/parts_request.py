@@ -11,22 +11,24 @@ from bigconv.conversion.parts_cut import Cut, cut_plan, parse_size, units
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy
 from bigconv.errors import OutputError, UsageError
+from bigconv.remote.mirror import Look
+from bigconv.remote.urls import Url
 from bigconv.view.opening import Opened, OpenedDataset
 
 STORE = "hdf5"  # of the parts, where nothing else is said
 
 
-def asked_cut(dest: Path, size: str | int | None, shards: int | None, append: bool) -> Cut | None:
+def asked_cut(dest: Path | Url, size: str | int | None, shards: int | None, append: bool) -> Cut | None:
     """How a destination is to be cut; None for one store. Raises `UsageError`."""
     if size is None and shards is None:
-        if append and dest.is_dir() and registry.is_dataset(dest):
+        if append and (Look.at(dest).manifest is not None if isinstance(dest, Url) else registry.is_dataset(dest)):
             return Cut()  # as it was cut before
         return None
     if append:
         raise UsageError("--append cuts new parts as the others are: leave --shard-size and --shards out")
     if size is not None and shards is not None:
         raise UsageError("--shard-size and --shards exclude one another: each says how large the parts are")
-    folder_only(dest)
+    folder_only(Path(dest.name) if isinstance(dest, Url) else dest)
     return Cut(size=None if size is None else parse_size(size, "--shard-size"), shards=shards)
 
 
@@ -43,7 +45,7 @@ def recorded_cut(there: Opened) -> Cut:
     """How a dataset was cut, as its recipe has it. Raises `OutputError` for what can't be added to."""
     recipe = there.manifest.recipe
     if "shards" not in recipe or recipe.get("dropped"):
-        raise OutputError(f"{there.path}: its recipe doesn't say how it is cut, so parts can't be made like the others")
+        raise OutputError(f"{there.told}: its recipe doesn't say how it is cut, so parts can't be made like the others")
     return Cut(**{key: int(recipe["shards"][key]) for key in ("rows", "size", "shards") if key in recipe["shards"]})
 
 

@@ -227,7 +227,7 @@ def publish(job: Job, results: Results) -> dict[str, DatasetManifest]:
         fsio.sync_folder(folder)
         manifests[output.folder] = manifest
     kept = job.outputs[0].kept
-    if kept is None:
+    if kept is None or kept.origin is not None:  # behind a URL: what is new is uploaded from here
         fsio.sync_folder(job.work)
         fsio.publish(job.work, job.dest)
     else:

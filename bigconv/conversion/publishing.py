@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bigconv import dataset, fsio, registry
 from bigconv.conversion.build import rejects_file
+from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Outcome, Policy
 from bigconv.errors import NotAStore, OutputError, StoreError, UsageError
 from bigconv.locks import Lock
@@ -67,10 +69,12 @@ def staged(local: Path, hashed: str) -> Opened | None:
     """What was made for a URL before, and not yet uploaded as a whole; what another plan made is dropped."""
     try:
         found = open_store(local)
+        if found.manifest.plan == hashed:
+            return found
     except NotAStore:
         return None
-    if found.manifest.plan == hashed:
-        return found
+    except StoreError:  # killed while it was removed, after it had arrived
+        pass
     fsio.remove(local)
     fsio.remove(notes_of(local))
     return None
@@ -103,14 +107,50 @@ def upload(local: Path, url: Url, plans: Mapping[str, str], restart: bool, make:
     return replace(outcome, dest=url)
 
 
+def upload_parts(local: Path, url: Url, plan: Plan, make: Callable[[Opened], Outcome]) -> Outcome:
+    """Make parts to be added to a sharded directory behind a URL, and send them; readers see all of them or none.
+
+    `make(there)` makes a folder of the new parts with a manifest of all. Raises `OutputError`, also where the
+    directory was changed meanwhile.
+    """
+    with fsio.writing(local):
+        local.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(local.parent / "lock")
+    try:
+        there = open_store(str(url))
+        source: Any = plan.source  # what is there, and what is new
+        if source.held != there.manifest.content_digest:
+            raise OutputError(f"{url}: changed meanwhile; run the same command again")
+        before = small(url / dataset.NAME)
+        fsio.remove(local)  # sent only in part, before this: it is made anew
+        outcome = make(there)
+        _send_rejects(local, url)
+
+        def unchanged() -> None:
+            if small(url / dataset.NAME) != before:
+                raise OutputError(f"{url}: somebody else has changed it meanwhile; run the same command again")
+
+        assert isinstance(there, OpenedDataset)
+        old = {part.name for part in there.manifest.parts}
+        Upload(local, url).run(lambda name: name.split("/")[0] in old, unchanged)
+        fsio.remove(local.parent)
+    finally:
+        lock.release()
+    return replace(outcome, dest=url)
+
+
 def _send(local: Path, url: Url) -> None:
+    _send_rejects(local, url)
+    Upload(local, url).run()
+    if not registry.is_dataset(local):
+        mirror_of(url, objects(url)).adopt(local)
+
+
+def _send_rejects(local: Path, url: Url) -> None:
     rejects = rejects_file(local)
     beside = Url(url.scheme, f"{url.key}.rejects.jsonl")
     if rejects.exists():
         Upload(rejects, beside).run()
-    Upload(local, url).run()
-    if not registry.is_dataset(local):
-        mirror_of(url, objects(url)).adopt(local)
 
 
 def whereabouts(dest: Path) -> tuple[Url | None, Path]:
@@ -122,7 +162,10 @@ def whereabouts(dest: Path) -> tuple[Url | None, Path]:
 def check_made_here(target: Url, policy: Policy) -> None:
     """Parts for a URL are made by this process and its workers. Raises `UsageError`."""
     if policy.elsewhere or policy.rank is not None or policy.finalize:
-        raise UsageError(f"{target}: parts that others make need a local DEST: no --rank, no --engine with an address")
+        raise UsageError(
+            f"{target}: parts that other processes make need a local DEST, a folder that all of them see: no --rank, "
+            "no --engine with an address.\nThen copy the folder there, all of its parts before its manifest.json"
+        )
 
 
 def apart(sources: Sequence[Path], target: Url) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,20 @@ def container(path: Path) -> str | None:
     return found
 
 
-def datasets(path: Path) -> list[Dataset]:
-    """All arrays of one file or store, by name. Raises `StoreError` or `InputError` for a damaged one."""
+def datasets(path: Path, files: Mapping[str, int] | None = None) -> list[Dataset]:
+    """All arrays of one file or store, by name. Raises `StoreError` or `InputError` for a damaged one.
+
+    `files`: bytes of each file below the path, of a Zarr store of which only metadata is here.
+    """
     kind = container(path)
     if kind == "hdf5":
         from bigconv.inspection.hdf5_tree import tree
 
         return tree(path)
     if kind == "zarr":
-        from bigconv.inspection.zarr_tree import tree
+        from bigconv.inspection import zarr_tree
 
-        return tree(path)
+        return zarr_tree.tree(path, files)
     if kind == "lmdb":
         from bigconv.inspection.lmdb_tree import tree
 
@@ -100,8 +103,8 @@ def datasets(path: Path) -> list[Dataset]:
 
         if kind == "npy":
             return _arrays(array_files(path))
-        files = sorted(name for name in os.listdir(path) if name.endswith(".npy"))
-        return [one for name in files for one in _arrays(array_files(path / name), name.removesuffix(".npy"))]
+        names = sorted(name for name in os.listdir(path) if name.endswith(".npy"))
+        return [one for name in names for one in _arrays(array_files(path / name), name.removesuffix(".npy"))]
     return []
 
 

@@ -17,7 +17,7 @@ from bigconv.inspection.rows import Rows, StoreRows
 from bigconv.inspection.stats import FieldStats
 from bigconv.inspection.warnings import Complaint, Facts, warnings
 from bigconv.schema import Schema
-from bigconv.view.opening import Opened, address, open_store
+from bigconv.view.opening import Opened, address, in_place, open_store
 from bigconv.view.report import gaps
 from bigconv.view.table import StoreView
 
@@ -35,6 +35,8 @@ class Subject:
 
     @property
     def name(self) -> str:
+        if self.opened is not None and self.opened.at is not None:
+            return self.opened.told
         return ", ".join(map(address, self.paths))
 
     @cached_property
@@ -53,6 +55,10 @@ class Subject:
         """The arrays inside, as they lie there."""
         if self.raw is not None:
             return self.raw.datasets
+        if self.opened is not None and self.opened.at is not None:
+            return tuple(
+                datasets(self.paths[0], {name: size for name, (size, _) in self.opened.manifest.files.items()})
+            )
         return tuple(datasets(self.paths[0]))
 
     def warnings(self, stats: Sequence[FieldStats] | None = None) -> list[Complaint]:
@@ -78,7 +84,7 @@ class Subject:
         manifest = self.opened.manifest
         attached = None
         if len(self.opened.part_rows) == 1 and self.container != "dataset":
-            attached = self.opened.store.attachment(self.opened.path, provenance.NAME)
+            attached = self.opened.attachment(provenance.NAME)
         return Side(self.name, rows, manifest, attached)
 
 
@@ -87,6 +93,8 @@ def subject(paths: Sequence[Path], from_: str | None = None) -> Subject:
     if len(paths) > 1 or from_ is not None:
         return _raw(paths, from_)
     path = paths[0]
+    if (ranged := in_place(path)) is not None:
+        return Subject((ranged.path,), ranged, None)
     try:
         return Subject((path,), open_store(path), None)
     except NotAStore as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ DOCUMENT_BYTES = 64 << 20  # 64 MiB: a bigconv manifest may be in the root's; th
 ARRAYS = {"zarr.json": 3, ".zarray": 2}
 
 
-def tree(path: Path) -> list[Dataset]:
-    """Every array, in order of its name. Raises `IncompleteStore` for documents that can't be read."""
-    files = fsio.files_below(path)
+def tree(path: Path, listed: Mapping[str, int] | None = None) -> list[Dataset]:
+    """Every array, in order of its name. Raises `IncompleteStore` for documents that can't be read.
+
+    `listed`: bytes of each file, where only some are here; arrays whose document isn't are left out.
+    """
+    files = fsio.files_below(path) if listed is None else listed
     found: list[Dataset] = []
     stored = _stored(files)
     for file in sorted(files):
         folder, _, name = file.rpartition("/")
-        if name not in ARRAYS or len(found) >= MOST:
+        if name not in ARRAYS or len(found) >= MOST or (listed is not None and not (path / file).exists()):
             continue
         document = _document(path / file, files[file])
         if name == "zarr.json" and document.get("node_type") != "array":
@@ -37,7 +41,7 @@ def tree(path: Path) -> list[Dataset]:
     return found
 
 
-def _stored(files: dict[str, int]) -> dict[str, int]:
+def _stored(files: Mapping[str, int]) -> dict[str, int]:
     """Folder of each array -> bytes of its chunks."""
     roots = {file.rpartition("/")[0] for file in files if file.rpartition("/")[2] in ARRAYS}
     total: dict[str, int] = dict.fromkeys(roots, 0)

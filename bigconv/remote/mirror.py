@@ -56,6 +56,14 @@ class Mirror:
             return None
         return cls(url, path) if isinstance(url, Url) and url.name == path.name else None
 
+    def documents(self, name: str = "") -> Path:
+        """Folder for the small files of what is read where it is: a part, or what is not in parts."""
+        return self.path.parent.parent / "documents" / (name or self.path.name)
+
+    def here(self, name: str = WHOLE) -> Lease | None:
+        """A part, or what is not in parts, held if it is here as a whole."""
+        return Cache.default().held(self._entry(name))
+
     def _entry(self, name: str = WHOLE) -> Entry:
         return Entry(self.path.parent.parent, self.path.name, name)
 
@@ -76,8 +84,7 @@ class Mirror:
 
     def whole(self, prove: Prove, found: Objects | None = None) -> Lease:
         """What is not in parts, held; fetched again where it had to make room. `found`: as it was listed just now."""
-        here = Cache.default().held(self._entry())
-        if here is not None:
+        if (here := self.here()) is not None:
             return here
         listed = objects(self.url) if found is None else found
         if not listed:
@@ -108,21 +115,38 @@ class Mirror:
 GONE = "The dataset was replaced, or not uploaded as a whole: open it anew, or upload it again"
 
 
-def local_copy(path: PathLike, prove: Prove, raw: bool = False) -> tuple[Path, Lease | None]:
+@dataclass(frozen=True)
+class Look:
+    """What is at a URL: the manifest of a sharded directory, or all objects."""
+
+    url: Url
+    manifest: bytes | None
+    found: Objects
+
+    @classmethod
+    def at(cls, url: Url) -> Look:
+        manifest = small(url / MANIFEST)
+        if manifest is not None and _DATASET in manifest:
+            return cls(url, manifest, {})
+        return cls(url, None, objects(url))
+
+
+def local_copy(path: PathLike | Look, prove: Prove, raw: bool = False) -> tuple[Path, Lease | None]:
     """A local path that stands for `path`, which may be a URL, held; of a sharded directory, only the manifest is
     there.
 
     `raw`: files and folders that are no store are fetched too. Raises `NotAStore`, `InputError`, `StoreError`.
     """
-    url = parsed(path)
-    if isinstance(url, Path):
-        return url, None
-    manifest = small(url / MANIFEST)
-    if manifest is not None and _DATASET in manifest:
+    if not isinstance(path, Look):
+        where = parsed(path)
+        if isinstance(where, Path):
+            return where, None
+        path = Look.at(where)
+    url, manifest, found = path.url, path.manifest, path.found
+    if manifest is not None:
         mirror = Mirror.of(url, manifest)
         Cache.default().keep(mirror.path / MANIFEST, manifest)
         return mirror.path, None
-    found = objects(url)
     if not found:
         raise (InputError if raw else NotAStore)(f"{url}: no such file or folder")
     mirror = mirror_of(url, found)
@@ -174,7 +198,7 @@ def _download(url: Url, found: Objects, partial: Path) -> None:
         info = found[name]
         target = partial / name if name else partial
         fetch_file(url / name, target, int(info["size"]))
-        stamp = _mtime(info)
+        stamp = mtime(info)
         if stamp:
             os.utime(target, ns=(stamp, stamp))
 
@@ -226,7 +250,7 @@ def _store_like(url: Url, found: Objects) -> bool:
     return int(found[""]["size"]) > 8 and fetch_range(url, 0, 8) == registry.HDF5_SIGNATURE
 
 
-def _mtime(info: dict[str, Any]) -> int:
+def mtime(info: dict[str, Any]) -> int:
     """Time of an object in ns, 0 where it is not told."""
     told = info.get("LastModified") or info.get("mtime") or info.get("created")
     if isinstance(told, datetime):

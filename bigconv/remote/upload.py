@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,8 +46,11 @@ class Upload:
     local: Path
     url: Url
 
-    def run(self) -> None:
-        """Send what isn't there, manifests last, then remove keys of the store that was there. Raises `OutputError`."""
+    def run(self, stays: Callable[[str], bool] = lambda _: False, before: Callable[[], None] = lambda: None) -> None:
+        """Send what isn't there, manifests last, then remove keys of the store that was there. Raises `OutputError`.
+
+        `stays`: keys that aren't removed; `before`: called before the manifests are sent, and may raise.
+        """
         files = self._files()
         with talking(self.url, OutputError):
             there = objects(self.url)
@@ -74,10 +77,12 @@ class Upload:
                 finally:
                     for future in futures:
                         future.cancel()
+            before()
             for name in sorted(files.keys() - set(data), key=lambda name: (-name.count("/"), name)):
                 send(name)
             for name in sorted(there.keys() - files.keys()):
-                self._removed(name)
+                if not stays(name):
+                    self._removed(name)
 
     def began(self, there: Iterable[str]) -> bool:
         """Whether keys are what an earlier try has left: sent from here, or of the store that it was to replace."""

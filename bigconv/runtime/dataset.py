@@ -22,6 +22,7 @@ from bigconv.view.table import StoreView
 from bigconv.view.unpack import CACHE_BYTES
 
 PathLike = str | os.PathLike[str]
+RANGED_AHEAD = 4  # batches of a store that is read in place: several answers' time, and little of what is kept
 REMOTE_AHEAD = 16  # batches: a few seconds of training, in which a part of 256 MB comes
 
 
@@ -102,7 +103,9 @@ class StoreDataset(Dataset[Any]):
     @property
     def batches_ahead(self) -> int:
         """How many batches early `will_need` helps: a page comes in a moment, a remote part takes seconds."""
-        return REMOTE_AHEAD if self._view.remote and not self._in_memory else 1
+        if self._in_memory or not self._view.remote:
+            return 1
+        return RANGED_AHEAD if self._view.ranged else REMOTE_AHEAD
 
     @property
     def chunk_rows(self) -> int:

@@ -7,15 +7,16 @@ All fast reading is done by one gather engine, in `bigconv.view.gather`, from th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from bigconv.block import Block, Index
+from bigconv.block import Array, Block, Index
 from bigconv.errors import UsageError
 from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest
+from bigconv.remote.urls import Url
 from bigconv.schema import Field, Schema
 
 
@@ -88,7 +89,32 @@ class PackedRecords:
     items: int
 
 
-Location = Strided | Chunked | Indexed | Packed | PackedRecords
+class Chunks(Protocol):
+    """Chunks that are not here yet, by number. `number`: tells parts apart; `near`: quicker made anew than kept."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def near(self) -> bool: ...
+
+    def find(self, numbers: Index) -> tuple[Index, Index]:
+        """Address of each, and the address behind which nothing is its own; below any map where it has none."""
+
+    def decode(self, numbers: Index, into: Callable[[int, int], Array]) -> None:
+        """Put chunks into `into(i, nbytes)`, uint8 `[nbytes]`, for the `i`-th of `numbers`."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Items in equal chunks that are fetched: item `i` is in chunk `i // chunk_items`."""
+
+    chunks: Chunks
+    items: int
+    item_bytes: int
+    chunk_items: int
+
+
+Location = Strided | Chunked | Indexed | Packed | PackedRecords | Fetched
 
 
 @dataclass(frozen=True)
@@ -159,6 +185,14 @@ class StoreReader(Protocol):
     def close(self) -> None: ...
 
 
+class RangedReader(StoreReader, Protocol):
+    """Reads a store that lies behind a URL."""
+
+    @property
+    def fetched(self) -> int:
+        """Bytes that were fetched so far."""
+
+
 class Store(Protocol):
     """One format; a frozen dataclass whose fields are its options."""
 
@@ -203,6 +237,25 @@ class Separable(Protocol):
 
     def seal(self, path: Path, manifest: Manifest) -> None:
         """Put the manifest into a store whose other files are there: the last write."""
+
+
+@runtime_checkable
+class InPlace(Protocol):
+    """A store that can be read where it is, behind a URL, by ranges of its files."""
+
+    manifest_file: ClassVar[str]
+
+    def documents(self, schema: Schema) -> list[str]:
+        """Files, besides that of the manifest, without which it can't be opened: small ones."""
+
+    def attached_files(self, name: str, files: Iterable[str]) -> list[str]:
+        """Those of a store's files that hold an attachment, and nothing else."""
+
+    def open_at(self, path: Path, schema: Schema, rows: int, files: Mapping[str, int], at: Url) -> RangedReader:
+        """Open what lies at a URL. `path`: folder of its documents; `files`: bytes of each file.
+
+        Raises `IncompleteStore` when they don't fit schema and rows.
+        """
 
 
 def config(store: Any) -> dict[str, Any]:

@@ -21,12 +21,14 @@ from bigconv.digest import little_endian
 from bigconv.errors import BigconvError, IncompleteStore, NotAStore, SchemaError, UsageError
 from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest, canonical, unique
+from bigconv.remote.urls import Url
 from bigconv.schema import Field, Part, Schema
 from bigconv.stores import folder, frames
 from bigconv.stores.base import Chunked, Packed, RaggedColumns, Strided, Whereabouts
 from bigconv.stores.columns import part_items, take_column
 from bigconv.stores.zarr_documents import METADATA, array_document, group_document, read_document
 from bigconv.stores.zarr_packed import PackedShardWriter, place
+from bigconv.stores.zarr_ranges import ZarrRanges
 from bigconv.stores.zarr_shards import VALUES_CHUNKS, Layout, ShardWriter, read_items, shard_path
 
 ATTRIBUTE = "bigconv"
@@ -65,6 +67,15 @@ class Zarr:
 
     def open(self, path: Path, schema: Schema, rows: int) -> ZarrReader:
         return ZarrReader(path, schema, rows)
+
+    def documents(self, schema: Schema) -> list[str]:
+        return [f"{part.name}/{METADATA}" for part in schema.parts()]
+
+    def attached_files(self, name: str, files: Iterable[str]) -> list[str]:
+        return [file for file in files if file.startswith(f"{ATTACHED}/{name}/")]
+
+    def open_at(self, path: Path, schema: Schema, rows: int, files: Mapping[str, int], at: Url) -> ZarrRanges:
+        return ZarrRanges(path, schema, rows, files, at)
 
     def manifest(self, path: Path) -> bytes:
         raw = folder.read_manifest(path, METADATA)

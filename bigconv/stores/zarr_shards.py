@@ -86,9 +86,13 @@ def _shard_chunks(shard_bytes: int, chunk_bytes: int) -> int:
     return min(MOST_CHUNKS, max(1, shard_bytes // chunk_bytes))
 
 
-def shard_path(array: Path, part: Part, number: int) -> Path:
+def shard_name(part: Part, number: int) -> str:
     """`c/<number>/0/0…`: chunk key encoding `default` with separator `/`; only axis 0 is cut."""
-    return array.joinpath("c", str(number), *("0" for _ in part.shape))
+    return "/".join(("c", str(number), *("0" for _ in part.shape)))
+
+
+def shard_path(array: Path, part: Part, number: int) -> Path:
+    return array / shard_name(part, number)
 
 
 class ShardWriter:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigconv.block import Array, Index
 from bigconv.errors import IncompleteStore
-from bigconv.stores.base import Chunked
+from bigconv.stores.base import Chunked, Chunks
 from bigconv.view.memory import LOWEST, copy_rows, copy_runs, everywhere
 from bigconv.view.unpack import Cache, Frames, Hold
 
@@ -155,11 +155,11 @@ class BoundIndexed(Items):
 
 @dataclass(frozen=True, eq=False)
 class BoundPacked(Items):
-    """Items in compressed chunks."""
+    """Items in chunks that are compressed, or have to be fetched."""
 
     chunk_items: int
     item_bytes: int
-    frames: Frames
+    frames: Chunks
     cache: Cache
 
     @property
@@ -180,7 +180,8 @@ class BoundPacked(Items):
         return self.address(start, hold), held * item_bytes
 
     def copy(self, first: Index, count: int, item_bytes: int, out: Array | None = None) -> Array:
-        if count == self.chunk_items == 1:  # a row a chunk: nothing to be shared, so straight to where it is to be
+        # a row a chunk: nothing to be shared, so straight to where it is to be
+        if count == self.chunk_items == 1 and self.frames.near:
             rows = np.empty((len(first), item_bytes), np.uint8) if out is None else out
             self.frames.decode(first, lambda i, _: rows[i])
             return rows

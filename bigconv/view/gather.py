@@ -13,7 +13,7 @@ import numpy as np
 from bigconv.block import Array, Column, Index, Ragged
 from bigconv.errors import IncompleteStore
 from bigconv.schema import Field
-from bigconv.stores.base import Chunked, Location, Packed, PackedRecords, RaggedColumns, RaggedInline, Strided
+from bigconv.stores.base import Chunked, Fetched, Location, Packed, PackedRecords, RaggedColumns, RaggedInline, Strided
 from bigconv.view.bound import BoundChunked, BoundIndexed, BoundPacked, BoundRecords, BoundStrided, Items, cut
 from bigconv.view.memory import Maps, copy_rows, copy_runs, shaped, take_rows
 from bigconv.view.unpack import Cache, Hold, of_chunks, of_records, read_index
@@ -62,6 +62,10 @@ class FieldGather:
                 bases.append(self._maps.base(path, here * where.chunk_stride) if item_bytes else 0)
             adjust = BoundChunked.adjustments(np.array(bases, np.int64), where)
             return BoundChunked(where.items, where, adjust)
+        if isinstance(where, Fetched):
+            if not where.items:
+                return BoundStrided(0, 0, 0)
+            return BoundPacked(where.items, where.chunk_items, where.item_bytes, where.chunks, self._cache)
         if isinstance(where, Packed):
             if not where.items:
                 return BoundStrided(0, 0, 0)
@@ -97,6 +101,25 @@ class FieldGather:
         else:
             flat = self._rows.copy(rows, 1, self.field.row_bytes, out)
         return shaped(flat, self.field)
+
+    def bring(self, rows: Index) -> None:
+        """Have the chunks decoded that hold rows, for who is about to take them; not if they are too many to be kept.
+
+        Of local stores nothing is fetched.
+        """
+        if not self.field.ragged:
+            self._bring(self._rows, rows, np.ones(len(rows), np.int64))
+        elif isinstance(self._where, RaggedColumns):
+            if self._shapes is not None:
+                self._bring(self._shapes, rows, np.ones(len(rows), np.int64))
+            self._bring(self._values, *self._first_and_counts(rows))
+
+    def _bring(self, items: Items, first: Index, counts: Index) -> None:
+        if not isinstance(items, BoundPacked):
+            return
+        chunks = np.unique(cut(first, counts, items.chunk_items)[0] // items.chunk_items)
+        if len(chunks) * items.chunk_items * items.item_bytes <= items.cache.limit // 4:
+            items.cache.decoded(items.frames, chunks, [])
 
     def extents(self, rows: Index) -> tuple[Index, Index]:
         """Addresses and byte counts of the mapped memory that reading these rows will touch, about."""
@@ -145,7 +168,7 @@ class FieldGather:
         return flat.view(np.dtype(dtype).newbyteorder("<")).reshape(stop - start, *shape)
 
     def _offsets_of(self, start: int, stop: int) -> Index:
-        offsets = copy_rows(self._offsets.address(np.arange(start, stop + 1), []), 8).view(np.int64).reshape(-1)
+        offsets = _whole(self._offsets, np.arange(start, stop + 1)).reshape(-1)
         self._check(offsets[:-1], offsets[1:])
         return offsets
 
@@ -167,9 +190,7 @@ class FieldGather:
                 return Ragged.concat([self.take_ragged(rows[:half]), self.take_ragged(rows[half:])])
             starts, nbytes = self._values.runs(first, counts, item, hold)
             if self._shapes is not None:
-                shapes = (
-                    copy_rows(self._shapes.address(rows, []), 8 * self._ndim).view(np.int64).reshape(-1, self._ndim)
-                )
+                shapes = _whole(self._shapes, rows, self._ndim)
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         if shapes is not None and (np.prod(shapes, axis=1) != counts).any():
@@ -260,10 +281,9 @@ class FieldGather:
 
     def _first_and_counts(self, rows: Index) -> tuple[Index, Index]:
         if isinstance(self._offsets, BoundStrided) and self._offsets.stride == 8:  # both ends of a row lie side by side
-            first, end = copy_rows(self._offsets.address(rows, []), 16).view(np.int64).T
+            first, end = _whole(self._offsets, rows, 2).T
         else:
-            first = copy_rows(self._offsets.address(rows, []), 8).view(np.int64).reshape(-1)
-            end = copy_rows(self._offsets.address(rows + 1, []), 8).view(np.int64).reshape(-1)
+            first, end = _whole(self._offsets, rows).reshape(-1), _whole(self._offsets, rows + 1).reshape(-1)
         counts = end - first
         self._check(first, end)
         return first, counts
@@ -282,6 +302,12 @@ class FieldGather:
             raise IncompleteStore(
                 f"{self._name}: field {self.field.name}: a length points out of the file; run inspect --verify"
             )
+
+
+def _whole(items: Items, rows: Index, numbers: int = 1) -> Index:
+    """int64 `[rows, numbers]`: items that are so many int64 each."""
+    hold: Hold = []  # until they are copied
+    return copy_rows(items.address(rows, hold), 8 * numbers).view(np.int64).reshape(-1, numbers)
 
 
 def _int64(head: Array, at: int) -> Index:

@@ -20,14 +20,17 @@ class OpenPart:
     """One store of a view, opened. Whoever holds it, or a gather of it, keeps its maps."""
 
     def __init__(self, opened: Opened, schema: Schema, cache: Cache) -> None:
-        self.reader: StoreReader = opened.store.open(opened.path, opened.manifest.schema, opened.manifest.rows)
-        self.files = max(1, len(opened.manifest.files))
+        self.reader: StoreReader = opened.reader()
+        self.files = 1 if opened.ranged else max(1, len(opened.manifest.files))
         self.room = 0 if opened.lease is None else sum(size for size, _ in opened.manifest.files.values())
-        self.path = opened.path
+        self.path, self.ranged = opened.path, opened.ranged
+        self.nbytes = sum(opened.part_sizes)
+        self.coming, self.come = False, False  # as a whole, of a part that is read in place
         where, maps = self.reader.locate(), Maps()
         self.gathers: dict[str, FieldGather] | None = None
         if where is not None:
-            self.gathers = {f.name: FieldGather(f, where[f.name], maps, str(opened.path), cache) for f in schema}
+            told = opened.told if opened.ranged else str(opened.path)
+            self.gathers = {f.name: FieldGather(f, where[f.name], maps, told, cache) for f in schema}
 
 
 class OpenParts:
@@ -62,6 +65,11 @@ class OpenParts:
             self._room += part.room
             while (self._files > self._most or self._room > self.most_room) and len(self._held) > 1:
                 self._drop(next(iter(self._held)))
+
+    def drop(self, number: int) -> None:
+        with self._lock:
+            if number in self._held:
+                self._drop(number)
 
     def _drop(self, number: int) -> None:
         dropped = self._held.pop(number)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from bigconv.dataset import DatasetManifest
 from bigconv.errors import IncompleteStore, NotAStore, StoreError
 from bigconv.manifest import Manifest
 from bigconv.remote.cache import Lease
-from bigconv.remote.mirror import GONE, Mirror, local_copy
-from bigconv.stores.base import recalled
+from bigconv.remote.mirror import GONE, Look, Mirror, local_copy, mirror_of, mtime
+from bigconv.remote.urls import Url, parsed
+from bigconv.stores.base import InPlace, StoreReader, recalled
+from bigconv.view.documents import documents, manifest_at
+
+RANGED = "zarr.json"  # what is found at the root of a store that can be read in place
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Opened:
     """A store that exists: where, in which format, and what it says of itself.
 
     `origin`: what the path is a local copy of, if it is one; `lease`: keeps that copy there while it is being opened.
+    `at`: where it is read in place, behind a URL: the path is then a folder of its metadata alone.
     """
 
     path: Path
@@ -33,14 +39,17 @@ class Opened:
     manifest: Manifest
     origin: Mirror | None = None
     lease: Lease | None = field(default=None, compare=False, repr=False)
+    at: Url | None = None
 
     @property
     def told(self) -> str:
         """Where it is, as messages say it."""
-        return str(self.path if self.origin is None else self.origin.url)
+        return str(self.at or (self.path if self.origin is None else self.origin.url))
 
     def bytes(self) -> int:
         """Bytes on disk."""
+        if self.at is not None:
+            return self.part_sizes[0] + os.path.getsize(self.path / self.store.manifest_file)
         if self.path.is_dir():
             return sum(fsio.files_below(self.path).values())
         return self.path.stat().st_size if self.path.exists() else 0
@@ -55,14 +64,52 @@ class Opened:
         """Bytes of each part, as the manifest has them."""
         return [sum(size for size, _ in self.manifest.files.values())]
 
-    def part(self, number: int) -> Opened:
-        """One part, opened."""
+    def part(self, number: int, whole: bool = False) -> Opened:
+        """One part, opened; here as a `whole`, where that is wanted."""
+        if whole and self.at is not None:
+            return self.whole()
         if self.origin is None:
             return self
-        return replace(self, lease=self.origin.whole(lambda path: _proven(path, self.manifest)))
+        if self.at is not None:  # unless it has come here as a whole meanwhile
+            lease = self.origin.here()
+            return self if lease is None else replace(self, path=self.origin.path, at=None, lease=lease)
+        return replace(self, lease=self.fetch())
 
     def part_path(self, number: int) -> Path:
         return self.path
+
+    @property
+    def ranged(self) -> bool:
+        """Whether rows may be read in place."""
+        return self.at is not None
+
+    def reader(self) -> StoreReader:
+        """The store's own reader."""
+        schema, rows = self.manifest.schema, self.manifest.rows
+        if self.at is None:
+            found: StoreReader = self.store.open(self.path, schema, rows)
+            return found
+        sizes = {name: size for name, (size, _) in self.manifest.files.items()}
+        ranged: StoreReader = self.store.open_at(self.path, schema, rows, sizes, self.at)
+        return ranged
+
+    def attachment(self, name: str) -> builtins.bytes | None:
+        """What was attached under a name; None when nothing was."""
+        if self.at is not None:
+            documents(self.at, self.path, self.manifest, self.store.attached_files(name, self.manifest.files))
+        found: builtins.bytes | None = self.store.attachment(self.path, name)
+        return found
+
+    def fetch(self, number: int = 0) -> Lease | None:
+        """Have a part here as a whole; None where it is local."""
+        return None if self.origin is None else self.origin.whole(lambda path: _proven(path, self.manifest))
+
+    def whole(self) -> Opened:
+        """The same, here as a whole, and held."""
+        if self.at is None:
+            return self
+        assert self.origin is not None
+        return replace(self, path=self.origin.path, at=None, lease=self.fetch())
 
 
 @dataclass(frozen=True)
@@ -86,15 +133,27 @@ class OpenedDataset(Opened):
     def part_path(self, number: int) -> Path:
         return self.path / self.manifest.parts[number].name
 
-    def part(self, number: int) -> Opened:
-        """One part, opened. Raises `IncompleteStore` when it is not the one that the manifest lists."""
+    @property
+    def ranged(self) -> bool:
+        return self.origin is not None and isinstance(self.store, InPlace)
+
+    def part(self, number: int, whole: bool = False) -> Opened:
+        """One part, opened; in place where it can be, unless it is wanted, or already here, as a `whole`.
+
+        Raises `IncompleteStore` when it is not the one that the manifest lists.
+        """
         listed, path = self.manifest.parts[number], self.part_path(number)
-        lease = self.fetch(number)
-        told = path if self.origin is None else self.origin.url / listed.name
+        told, lease = path if self.origin is None else self.origin.url / listed.name, None
         try:
-            found = open_store(path)
+            if self.origin is not None:
+                lease = self.origin.here(listed.name) if self.ranged and not whole else self.fetch(number)
+            if self.origin is not None and lease is None:
+                url = self.origin.url / listed.name
+                found = _opened_at(url, self.origin.documents(listed.name), fresh=True)
+            else:
+                found = open_store(path)
         except NotAStore as error:
-            gone = "missing" if not path.exists() else "not a store any more"
+            gone = "not a store any more" if path.exists() else "missing" + " in the storage" * (told != path)
             raise IncompleteStore(f"{told}: a part of the dataset is {gone}\n{self.mend}") from error
         manifest = found.manifest
         if (manifest.content_digest, manifest.rows) != (listed.content_digest, listed.rows):
@@ -103,8 +162,7 @@ class OpenedDataset(Opened):
             raise IncompleteStore(f"{told}: has another format or other fields than the dataset")
         return found if lease is None else replace(found, lease=lease)
 
-    def fetch(self, number: int) -> Lease | None:
-        """Have a part of a remote directory here; None of a local one."""
+    def fetch(self, number: int = 0) -> Lease | None:
         if self.origin is None:
             return None
         listed = self.manifest.parts[number]
@@ -161,18 +219,70 @@ def address(path: Path) -> str:
     return str(path if origin is None else origin.url)
 
 
-def open_store(path: str | os.PathLike[str]) -> Opened:
+def open_store(path: str | os.PathLike[str], whole: bool = False) -> Opened:
     """Find the format by content, read the manifest, hold the files against it. `path` may be a URL.
 
-    A sharded directory is opened by its manifest alone, as an `OpenedDataset`.
+    A sharded directory is opened by its manifest alone, as an `OpenedDataset`, and what can be read in place by its
+    metadata, unless it is wanted, or already here, as a `whole`.
     Raises `NotAStore`, `IncompleteStore` or `LaterVersion`.
     """
-    where, lease = local_copy(path, _proven_if_ours)
+    url = parsed(path)
+    if isinstance(url, Url):
+        look = Look.at(url)
+        if not whole and (ranged := _in_place(look)) is not None:
+            return ranged
+        where, lease = local_copy(look, _proven_if_ours)
+    else:
+        where, lease = url, None
     origin = Mirror.at(where)
     if origin is None or registry.is_dataset(where):
         return _open(where, origin)
     with lease or origin.whole(_proven_if_ours):  # so that nobody removes it
         return _open(where, origin)
+
+
+def in_place(path: str | os.PathLike[str]) -> Opened | None:
+    """A store behind a URL that is read where it is; None for anything else."""
+    url = parsed(path)
+    if isinstance(url, Url):
+        with suppress(NotAStore):  # another's Zarr
+            return _in_place(Look.at(url))
+    return None
+
+
+def _in_place(look: Look) -> Opened | None:
+    """What can be read where it is, if that is what is there."""
+    if RANGED not in look.found:
+        return None
+    origin = mirror_of(look.url, look.found)
+    if origin.path.exists():
+        return None
+    found = _opened_at(look.url, origin.documents(), fresh=False)
+    stamp = mtime(look.found[RANGED])
+    os.utime(found.path, ns=(stamp, stamp))
+    for name, (size, _) in found.manifest.files.items():
+        there = look.found.get(name)
+        if there is None:
+            raise IncompleteStore(f"{look.url}: {name} is missing")
+        if int(there["size"]) != size:
+            raise IncompleteStore(
+                f"{look.url}: {name} has {there['size']} bytes instead of {size}: cut short or changed"
+            )
+    return replace(found, origin=origin)
+
+
+def _opened_at(url: Url, folder: Path, fresh: bool) -> Opened:
+    """A store that is read where it is. `folder`: for its small files, whose name doesn't tell states apart if `fresh`.
+
+    Raises `NotAStore`, `IncompleteStore`.
+    """
+    kind = registry.load("store", "zarr")
+    manifest = manifest_at(url, folder, kind(), fresh)
+    if manifest.store != kind.name:
+        raise IncompleteStore(f"{url}: the manifest is of a {manifest.store} store, the files are {kind.name}")
+    store = recalled(kind, manifest.recipe)
+    documents(url, folder, manifest, store.documents(manifest.schema))
+    return Opened(folder, store, manifest, at=url)
 
 
 def _open(where: Path, origin: Mirror | None) -> Opened:

@@ -40,6 +40,7 @@ def verify(opened: Opened) -> list[Finding]:
     """
     if isinstance(opened, OpenedDataset):
         return _verify_parts(opened)
+    opened = opened.whole()
     manifest = opened.manifest
     expected = manifest.digests
     view = StoreView.of([opened])
@@ -72,7 +73,7 @@ def _verify_parts(opened: OpenedDataset) -> list[Finding]:
     for number, part in enumerate(manifest.parts):
         stop = start + part.rows
         try:
-            inside = verify(opened.part(number))
+            inside = verify(opened.part(number, whole=True))
             findings += [replace(f, start=f.start + start, stop=f.stop + start) for f in _named(part.name, inside)]
         except StoreError as error:
             findings.append(Finding("", start, stop, str(error).splitlines()[0]))
@@ -137,7 +138,7 @@ def whence(opened: Opened, row: int) -> dict[str, Any] | None:
         part = opened.part(number)
         told = whence(part, row - int(ends[number]) + part.manifest.rows)
         return None if told is None else {**told, "part": part.path.name}
-    raw = opened.store.attachment(opened.path, provenance.NAME)
+    raw = opened.attachment(provenance.NAME)
     if raw is None:
         return None
     table = provenance.Provenance.from_bytes(raw, str(opened.path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
@@ -22,6 +23,8 @@ from bigconv.view.opening import Opened, OpenedDataset, open_store
 from bigconv.view.readahead import LOOKED_AT
 from bigconv.view.unpack import CACHE_BYTES
 
+FETCHED_BYTES = 256 << 20  # 256 MiB of chunks that were fetched: this batch, those that are on their way, and some
+FIELDS_AT_ONCE = 8  # fetched by threads of their own
 RUN_BYTES = 8 << 20  # 8 MiB a block when reading in order: past this a copy no longer gets faster
 
 
@@ -87,8 +90,34 @@ class StoreView:
         return tuple(root.part_path(i) for root in self._roots for i in range(len(root.part_rows)))
 
     def _store(self, number: int) -> Opened:
+        root, inside = self._root_of(number)
+        return root.part(inside)
+
+    def _root_of(self, number: int) -> tuple[Opened, int]:
+        """What was named, and the number in it, of a store."""
         root = int(np.searchsorted(self._bounds, number, side="right")) - 1
-        return self._roots[root].part(number - int(self._bounds[root]))
+        return self._roots[root], number - int(self._bounds[root])
+
+    def _comes(self, parts: OpenParts, number: int, part: OpenPart) -> bool:
+        """Whether a part that is read in place has come here as a whole.
+
+        It is fetched, in the background, when half as much as all of it has been, if the cache has room for all parts:
+        then whoever reads on, or again, needs no network.
+        """
+        if not part.coming:
+            fetched = getattr(part.reader, "fetched", 0)
+            if 2 * fetched < part.nbytes or sum(map(sum, (root.part_sizes for root in self._roots))) > parts.most_room:
+                return False
+            part.coming = True
+            root, inside = self._root_of(number)
+
+            def fetch() -> None:
+                if (lease := root.fetch(inside)) is not None:
+                    lease.release()
+                    part.come = True
+
+            parts.fetching.ask(("whole", number), fetch)
+        return part.come
 
     @property
     def starts(self) -> Index:
@@ -158,6 +187,8 @@ class StoreView:
         Raises `RowError` for a row that isn't there.
         """
         index = self.rows(rows)
+        if self.ranged and len(self.schema) > 1:  # of one field, taking it does the same
+            self.bring(index)
         return Block(self.schema, {f.name: self.take_field(f.name, index) for f in self.schema})
 
     def rows(self, rows: Sequence[int] | Array) -> Index:
@@ -190,6 +221,11 @@ class StoreView:
         """
         if self.remote and self._fetch_ahead(self.rows(rows)):
             return
+        if self.ranged:
+            index = self.rows(rows)
+            if len(index):
+                self._open().fetching.ask(index.tobytes(), partial(self.bring, index))
+            return
         ahead = self._open().ahead
         if ahead.wanted(lambda: self._extents(self._few(rows))):
             for starts, nbytes in self._extents(self.rows(rows)):
@@ -211,6 +247,27 @@ class StoreView:
         """Whether any store is fetched from a URL."""
         return any(root.origin is not None for root in self._roots)
 
+    @cached_property
+    def ranged(self) -> bool:
+        """Whether rows may have to be fetched from where they are, as they are read."""
+        return any(root.ranged for root in self._roots)
+
+    def bring(self, index: Index) -> None:
+        """Fetch what rows that `rows()` has checked need, all fields at once, where they are read in place."""
+        wanted = [
+            partial(part.gathers[f.name].bring, inside)
+            for part, _, inside in self._by_store(index)
+            if part.gathers is not None and part.ranged
+            for f in self.schema
+        ]
+        if len(wanted) == 1:
+            wanted[0]()
+        if len(wanted) < 2:
+            return
+        with ThreadPoolExecutor(min(FIELDS_AT_ONCE, len(wanted)), thread_name_prefix="bigconv-fields") as pool:
+            for future in [pool.submit(one) for one in wanted]:
+                future.result()
+
     def _fetch_ahead(self, index: Index) -> bool:
         """Have the parts of a remote directory fetched in the background that hold rows, and the one behind them.
 
@@ -220,14 +277,15 @@ class StoreView:
         wanted: list[int] = np.unique(self.whence(index)[0]).tolist()
         left = parts.most_room // 2  # what is fetched must still be there when it is read
         for number in [*wanted, *(n + 1 for n in wanted[-1:] if n + 2 < len(self._starts))]:
-            root = int(np.searchsorted(self._bounds, number, side="right")) - 1
-            opened, inside = self._roots[root], number - int(self._bounds[root])
-            if parts.get(number) is None and isinstance(opened, OpenedDataset) and opened.origin is not None:
+            opened, inside = self._root_of(number)
+            far = isinstance(opened, OpenedDataset) and opened.origin is not None and not opened.ranged
+            if parts.get(number) is None and far:
+                assert isinstance(opened, OpenedDataset)
                 left -= opened.manifest.parts[inside].bytes
                 if left < 0:
                     break
                 parts.fetching.ask(number, partial(opened.fetch, inside))
-        return any(parts.get(number) is None for number in wanted)
+        return not self.ranged and any(parts.get(number) is None for number in wanted)
 
     @property
     def chunk_rows(self) -> int:
@@ -267,6 +325,8 @@ class StoreView:
             part, base = self._part(p), int(self._starts[p])
             a, b = start - base, min(stop, int(self._starts[p + 1])) - base
             n = min(b - a, rows or self._run_rows(base, a, b))
+            if part.ranged:
+                self.will_need(np.arange(start + n, min(start + 2 * n, stop), dtype=np.int64))
             yield Block(self.schema, {f.name: _run_from(part, f, a, a + n) for f in self.schema})
             start += n
 
@@ -310,12 +370,16 @@ class StoreView:
         parts = self._parts
         if parts is None or parts.pid != os.getpid():
             # maps survive a fork, but a library's handles don't: everything is opened anew
-            parts = self._parts = OpenParts(self.cache_bytes, self.remote)
+            held = max(self.cache_bytes, FETCHED_BYTES) if self.ranged else self.cache_bytes
+            parts = self._parts = OpenParts(held, self.remote)
         return parts
 
     def _part(self, number: int) -> OpenPart:
         parts = self._open()
         part = parts.get(number)
+        if part is not None and part.ranged and self._comes(parts, number, part):
+            parts.drop(number)
+            part = None
         if part is None:
             opened = self._store(number)
             try:

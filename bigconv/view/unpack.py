@@ -19,7 +19,7 @@ import numpy as np
 from bigconv.block import Array, Index
 from bigconv.errors import IncompleteStore
 from bigconv.stores import frames
-from bigconv.stores.base import Packed, PackedRecords
+from bigconv.stores.base import Chunks, Packed, PackedRecords
 from bigconv.view.memory import LOWEST, Maps, copy_rows, everywhere
 
 CACHE_BYTES = 64 << 20  # 64 MiB of decoded chunks a view and process: a window of 4,096 chunks of 16 KiB
@@ -39,6 +39,10 @@ class Frames:
     find: Callable[[Index], tuple[Index, Index]]
     nbytes: int | None
     number: int = field(default_factory=count().__next__)  # tells parts apart in a cache, even when one is gone
+
+    @property
+    def near(self) -> bool:
+        return True
 
     def heads(self, numbers: Index) -> tuple[Index, Index, Index]:
         """int64 `[n]` each: address, bytes and decoded bytes of frames. Raises `IncompleteStore` for a damaged one."""
@@ -88,7 +92,7 @@ class Cache:
         self._busy: set[tuple[int, int]] = set()
         self._done = threading.Condition()
 
-    def decoded(self, part: Frames, numbers: Index, hold: Hold) -> tuple[Index, Index]:
+    def decoded(self, part: Chunks, numbers: Index, hold: Hold) -> tuple[Index, Index]:
         """int64 `[n]` both: address and number of bytes of decoded chunks; `numbers`: no number twice."""
         wanted = numbers.tolist()
         found: dict[int, tuple[Array, int]] = {}
@@ -105,7 +109,7 @@ class Cache:
         addresses = np.fromiter((address for _, address in arrays), np.int64, len(arrays))
         return addresses, np.fromiter((len(array) for array, _ in arrays), np.int64, len(arrays))
 
-    def _claim(self, part: Frames, wanted: list[int], found: dict[int, tuple[Array, int]]) -> list[int]:
+    def _claim(self, part: Chunks, wanted: list[int], found: dict[int, tuple[Array, int]]) -> list[int]:
         """Add what is there to `found`; the numbers that this thread is now to decode."""
         mine, own = [], part.number
         with self._done:
@@ -121,7 +125,7 @@ class Cache:
                     mine.append(number)
         return mine
 
-    def _decode(self, part: Frames, mine: list[int], found: dict[int, tuple[Array, int]]) -> None:
+    def _decode(self, part: Chunks, mine: list[int], found: dict[int, tuple[Array, int]]) -> None:
         made: dict[int, tuple[Array, int]] = {}
         own = part.number
 
@@ -152,7 +156,7 @@ class Cache:
             _, (array, _) = self._held.popitem(last=False)
             self._bytes -= len(array)
 
-    def _wait(self, part: Frames, numbers: list[int]) -> None:
+    def _wait(self, part: Chunks, numbers: list[int]) -> None:
         """Until another thread is done with one of these."""
         keys = [(part.number, number) for number in numbers]
         with self._done:

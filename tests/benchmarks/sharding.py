@@ -1,5 +1,6 @@
 """A store cut into parts against `cp` + `sync` of the same bytes, and the memory that it takes.
 
+The command is started with compiled modules, as it is when installed.
 Reach: 2 GB at 0.5 of the speed or more, in order and shuffled alike as far as the disk lets; private memory flat.
 `--quick` uses a tenth of the data.
 """
@@ -39,8 +40,16 @@ def anonymous(pid: int) -> int:
     return total << 10
 
 
+def installed(folder: Path) -> dict[str, str]:
+    """The environment, with a place for compiled modules, as an installed package has them."""
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {**own, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+
+
 def shard(arguments: list[str], out: Path, nbytes: int, peaks: dict[str, int]) -> int:
-    process = subprocess.Popen([*COMMAND, *arguments, str(out), "-q", "--json"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, str(out), "-q", "--json"], stdout=subprocess.PIPE, env=installed(out.parent)
+    )
     peak, over = [0], threading.Event()
 
     def watch() -> None:
@@ -73,6 +82,8 @@ def main() -> None:
         bigconv.convert(folder / "x.npy", store, workers=0)
         (folder / "x.npy").unlink()
         os.sync()
+        plan = [*COMMAND, str(store), str(folder / "parts"), "--shards", "2", "--dry-run", "-q"]
+        subprocess.run(plan, env=installed(folder), stdout=subprocess.DEVNULL, check=True)  # compiles
 
         def copy() -> int:
             subprocess.run(["cp", str(store), str(folder / "copy")], check=True)

@@ -27,10 +27,11 @@ class Fault:
 
 
 class Proxy:
-    """`requests`: method and path of each, such as `GET /bucket/key`."""
+    """`requests`: method and path of each, such as `GET /bucket/key`; `sent`: path and bytes of each body that went."""
 
     def __init__(self, port: int) -> None:
         self.requests: list[str] = []
+        self.sent: list[tuple[str, int]] = []
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self.freed = threading.Event()  # what is stalled goes on
@@ -54,6 +55,7 @@ class Proxy:
         with self._lock:
             self._faults.clear()
             self.requests.clear()
+            self.sent.clear()
         self.freed.set()
         self.freed = threading.Event()
 
@@ -73,6 +75,15 @@ class Proxy:
         """GET requests of objects whose path has `part`; listings are left out."""
         with self._lock:
             return [r for r in self.requests if r.startswith("GET") and part in r and "list-type" not in r]
+
+    def nbytes(self, part: str = "") -> int:
+        """Bytes of all bodies that were sent of objects whose path has `part`."""
+        with self._lock:
+            return sum(size for path, size in self.sent if part in path)
+
+    def count(self, path: str, size: int) -> None:
+        with self._lock:
+            self.sent.append((path, size))
 
     def close(self) -> None:
         self.freed.set()
@@ -94,6 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):  # whoever asked is gone
             if fault is not None and fault.kind in ("error", "denied"):
                 self._answer(500, b"") if fault.kind == "error" else self._answer(403, DENIED)
+            elif fault is not None and fault.kind == "stalled" and self.command == "PUT":  # on its way, and no further
+                self.owner.freed.wait(30)
+                self.close_connection = True
             else:
                 self._forward(body, fault)
 
@@ -131,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
+            if self.command == "GET":
+                self.owner.count(unquote(self.path), len(data))
             self._write(data, fault)
 
     def _write(self, data: bytes, fault: Fault | None) -> None:

@@ -16,6 +16,7 @@ from bigconv import fsio
 from bigconv.errors import NotAStore, OutputError, StoreError, UsageError
 from bigconv.locks import Lock
 from bigconv.remote import upload, urls
+from bigconv.remote.upload import staging
 from bigconv.remote.urls import Url
 from tests.remote._given import PARTS, ROWS, forked, keys, killed, put, raw, system
 from tests.remote._proxy import Proxy
@@ -210,7 +211,69 @@ def test_rejects_lie_beside_it(s3: Proxy, tmp_path: Path) -> None:
     assert b"9.npy" in system().cat_file("bucket/out.h5.rejects.jsonl")
 
 
-@pytest.mark.parametrize("how", [{"append": True}, {"retry_rejects": True}, {"rank": "0/2", "shards": 2}])
-def test_what_needs_a_local_destination(s3: Proxy, tmp_path: Path, how: dict[str, Any]) -> None:
+def test_a_kill_while_what_has_arrived_is_removed_here(s3: Proxy, tmp_path: Path) -> None:
+    convert(tmp_path)
+    local = staging(Url("s3", "bucket/train"))
+    local.mkdir(parents=True)
+    (local / "manifest.json").write_bytes(system().cat_file("bucket/train/manifest.json"))
+    system().rm_file("bucket/train/manifest.json")
+    assert convert(tmp_path).rows == ROWS
+
+
+def files(folder: Path, numbers: range) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in numbers:
+        np.save(folder / f"{i:03}.npy", np.full(4, i))
+    return folder
+
+
+@pytest.mark.parametrize("to", ["hdf5", "zarr"])
+def test_new_files_become_new_parts(s3: Proxy, tmp_path: Path, to: str) -> None:
+    """The same bytes as added to a local directory; those that are there aren't sent again."""
+    source, local = files(tmp_path / "arrays", range(10)), tmp_path / "local"
+    for dest in (URL, local):
+        bigconv.convert(source, dest, shards=2, to=to, workers=0)
+    old = keys("train")
+    files(source, range(10, 17))
+    s3.reset()
+    made = bigconv.convert(source, URL, append=True, to=to, workers=0)
+    sent = {request.split("/train/")[1].split("/")[0] for request in s3.requests if request.startswith("PUT")}
+    bigconv.convert(source, local, append=True, to=to, workers=0)
+    assert contents("train") == {name: (local / name).read_bytes() for name in fsio.files_below(local)}
+    assert not sent & {name.split("/")[0] for name in old if name.startswith("part-")}
+    assert bigconv.open(URL)[:]["array"][:, 0].tolist() == list(range(17))
+    assert len(made.parts) == 2 + len(sent) - 2  # besides two, the manifest and the digests
+    assert bigconv.convert(source, URL, append=True, to=to, workers=0).content_digest == made.content_digest
+    assert bigconv.open(URL).take([16])["array"][0, 0] == 16
+
+
+def test_parts_added_by_somebody_else_are_not_lost(s3: Proxy, tmp_path: Path) -> None:
+    source = files(tmp_path / "arrays", range(10))
+    bigconv.convert(source, URL, shards=2, workers=0)
+    files(source, range(10, 12))
+    manifest = system().cat_file("bucket/train/manifest.json")
+
+    def other(method: str, path: str) -> bool:
+        if method == "PUT" and "/train/part-" in path:
+            system().pipe_file("bucket/train/manifest.json", manifest + b" ")
+        return False
+
+    s3.inject("error", other)
+    with pytest.raises(OutputError, match=f"{URL}: somebody else has changed it meanwhile"):
+        bigconv.convert(source, URL, append=True, workers=0)
+    assert system().cat_file("bucket/train/manifest.json") == manifest + b" "
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("out.h5", {"append": True}),
+        ("out.h5", {"retry_rejects": True}),
+        ("other", {"rank": "0/2", "shards": 2}),
+        ("other", {"finalize": True, "shards": 2}),
+        ("other", {"engine": "dask:tcp://host:1", "shards": 2}),
+    ],
+)
+def test_what_needs_a_local_destination(s3: Proxy, tmp_path: Path, name: str, how: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="local DEST"):
-        convert(tmp_path, "s3://bucket/other" if "rank" in how else "s3://bucket/out.h5", **how)
+        convert(tmp_path, f"s3://bucket/{name}", **how)
