@@ -79,7 +79,9 @@ def limit(pool: ProcessPoolExecutor, root: Path, size: int) -> int:
 
 def command(source: Path, out: Path, items: int, arguments: Sequence[str] = ()) -> int:
     """The command as a user types it, start-up and all."""
-    subprocess.run([*COMMAND, str(source), *arguments, str(out), "-q"], check=True, env=INSTALLED)
+    subprocess.run(
+        [*COMMAND, str(source), *arguments, str(out), "-q"], check=True, env=INSTALLED, stdout=subprocess.DEVNULL
+    )
     fsio.remove(out)
     return items
 
