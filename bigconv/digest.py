@@ -88,10 +88,13 @@ class Digester:
     def rows(self) -> int:
         return self._rows
 
+    def knows(self, block: Block) -> bool:
+        """Whether the rows that come next are one canonical block, whose `block_digest` is what they add."""
+        return self._algorithm == XXH3 and len(block) == self._block_rows and self._rows % self._block_rows == 0
+
     def update(self, block: Block, known: bytes = b"") -> None:
-        """Add rows. `known`: their `block_digest`, by xxh3: it serves where they are one canonical block."""
-        whole = self._algorithm == XXH3 and len(block) == self._block_rows and self._rows % self._block_rows == 0
-        if known and whole:
+        """Add rows. `known`: their `block_digest`, which is not made again where it serves."""
+        if known and self.knows(block):
             size = width(XXH3)
             for number, name in enumerate(block.columns):
                 self._tables[name] += known[number * size : (number + 1) * size]

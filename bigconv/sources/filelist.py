@@ -55,12 +55,16 @@ class FileList:
     def path(self, i: int) -> str:
         return os.path.join(self.root, self.name(i))
 
+    def relative(self, start: int, stop: int) -> list[bytes]:
+        """Relative paths of files `start` to `stop - 1`."""
+        ends = self.ends[start:stop].tolist()
+        begin = int(self.ends[start - 1]) if start else 0
+        return [self.names[a:b] for a, b in zip([begin, *ends], ends, strict=False)]
+
     def paths(self, start: int, stop: int) -> list[bytes]:
         """Whole paths of files `start` to `stop - 1`."""
         root = os.path.join(os.fsencode(self.root), b"") if self.root else b""
-        ends = self.ends[start:stop].tolist()
-        begin = int(self.ends[start - 1]) if start else 0
-        return [root + self.names[a:b] for a, b in zip([begin, *ends], ends, strict=False)]
+        return [root + name for name in self.relative(start, stop)]
 
     def take(self, numbers: Index) -> FileList:
         """Some of the files, `[files]`, in the order of the numbers."""

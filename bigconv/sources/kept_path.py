@@ -61,6 +61,10 @@ class KeptPath:
     def files(self) -> FileList:
         return self.inner.files
 
+    def file_digest(self, file: int) -> tuple[int, int]:
+        digest: tuple[int, int] = getattr(self.inner, "file_digest", self.files.digest)(file)
+        return digest
+
     def plan(self) -> Sequence[Span]:
         return self.inner.plan()
 

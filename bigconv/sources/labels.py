@@ -32,7 +32,7 @@ def class_names(files: FileList, label_from: str | None, what: str) -> tuple[str
     `name:REGEX` (group 1, or else the match, in the relative path), `csv:FILE` (two columns, file and label; rows on
     other files, such as a header, are passed over) or `none`. Raises `InputError`, `UsageError`.
     """
-    names = [os.fsencode(files.name(i)) for i in range(len(files))]
+    names = files.relative(0, len(files))
     if label_from is None:
         loose = [name for name in names if b"/" not in name]
         if loose and len(loose) < len(names):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import bigconv
+from tests.benchmarks._timing import INSTALLED
 
 NOTHING = """
 import typer
@@ -56,7 +57,8 @@ def seconds(ways: dict[str, list[str]], repeats: int) -> dict[str, list[float]]:
     for _ in range(repeats + 1):
         for name, command in ways.items():
             start = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(command, check=True, env=INSTALLED, **quiet)
             found[name].append(time.perf_counter() - start)
     return {name: values[1:] for name, values in found.items()}
 
