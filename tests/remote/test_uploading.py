@@ -118,6 +118,25 @@ def test_a_killed_upload_goes_on(s3: Proxy, tmp_path: Path, name: str) -> None:
     assert contents(name) == locally(tmp_path, name)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("gone", ["part-00000*", "manifest.json"])
+def test_killed_while_what_was_uploaded_is_removed_here(s3: Proxy, tmp_path: Path, gone: str) -> None:
+    """Half of it is left in the cache, which is nothing to go on from, and in nobody's way."""
+    (tmp_path / "local").mkdir()
+    s3.inject("stalled", putting("train/manifest.json"), times=100)
+    child = forked(lambda: convert(tmp_path, "s3://bucket/train"))
+    wait(lambda: any(putting("train/manifest.json")(*request.split(" ")) for request in s3.requests))
+    killed(child)
+    system().rm_file("bucket/train/manifest.json")
+    made = next((tmp_path / "cache" / "uploads").glob("*/train"))
+    for path in made.glob(gone):
+        fsio.remove(path)
+    s3.reset()
+    convert(tmp_path, "s3://bucket/train")
+    assert contents("train") == locally(tmp_path, "train")
+    assert not made.exists()
+
+
 def wait(until: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not until():
