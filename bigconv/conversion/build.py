@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bigconv import __version__, fsio, provenance
+from bigconv import __version__, dataset, fsio, provenance, registry
 from bigconv.block import Index
 from bigconv.conversion import journal
 from bigconv.conversion.plan import Plan, differences
@@ -293,6 +293,9 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
         lock = Lock(folder / "lock")
         known = journal.read_plan(folder / PLAN)
         if known is None or known.get("makes") == hashed:
+            if registry.is_dataset(dest):
+                for file in dataset.other_digests(dest, dataset.read(dest).content_digest):
+                    fsio.remove(file)
             fsio.remove(folder)
         lock.release()
     except OutputError:
