@@ -160,6 +160,11 @@ def digests_name(content_digest: str) -> str:
     return f"digests-{content_digest[:16]}.bin"
 
 
+def other_digests(path: Path, content_digest: str) -> list[Path]:
+    """Files of digests that the manifest no longer names: of a run that was cut off when it had changed it."""
+    return [file for file in path.glob("digests-*.bin") if file.name != digests_name(content_digest)]
+
+
 def digests_to_bytes(digests: Digests, schema: Schema) -> bytes:
     head = np.array([digests.rows, digests.block_rows, len(schema)], "<i8").tobytes()
     return _MAGIC + head + b"".join(digests.tables[f.name] for f in schema)

@@ -330,6 +330,7 @@ def publish(work: Path, dest: Path) -> None:
                 os.rename(dest, old)
                 os.rename(work, dest)
             else:
+                sync_folder(dest.parent)  # or a power cut could keep what follows, and lose the new store with it
                 os.rename(work, old)
             sync_folder(dest.parent)
             remove(old)

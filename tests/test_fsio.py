@@ -196,6 +196,22 @@ def test_publish_replaces_a_link_and_not_what_it_points_to(tmp_path: Path) -> No
     assert (tmp_path / "precious" / "x").read_text() == "precious"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="exchanges names")
+def test_a_new_store_is_durable_before_the_old_one_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut could keep the move, and lose the exchange with all that was made."""
+    for name in ("work/out.zarr", "out.zarr"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "zarr.json").write_text(name)
+    done: list[str] = []
+    rename, exchange = os.rename, fsio._exchange
+    monkeypatch.setattr(fsio, "sync_folder", lambda path: done.append(f"sync {path.name}"))
+    monkeypatch.setattr(fsio, "_exchange", lambda a, b: done.append("exchange") or exchange(a, b))
+    monkeypatch.setattr(os, "rename", lambda a, b: done.append("move") or rename(a, b))
+    fsio.publish(tmp_path / "work" / "out.zarr", tmp_path / "out.zarr")
+    assert done == ["exchange", f"sync {tmp_path.name}", "move", f"sync {tmp_path.name}"]
+    assert (tmp_path / "out.zarr" / "zarr.json").read_text() == "work/out.zarr"
+
+
 def test_remove(tmp_path: Path) -> None:
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     (tmp_path / "folder" / "deep" / "x").write_text("x")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bigconv import __version__, fsio, provenance
+from bigconv import __version__, dataset, fsio, provenance, registry
 from bigconv.block import Index
 from bigconv.class_counts import ClassCounts
 from bigconv.conversion import journal
@@ -316,6 +316,9 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
         lock = Lock(folder / "lock")
         known = journal.read_plan(folder / PLAN)
         if known is None or known.get("makes") == hashed:
+            if registry.is_dataset(dest):
+                for file in dataset.other_digests(dest, dataset.read(dest).content_digest):
+                    fsio.remove(file)
             fsio.remove(folder)
         lock.release()
     except OutputError:

@@ -331,6 +331,5 @@ def listed(there: OpenedDataset, manifest: DatasetManifest) -> None:
     name = dataset.digests_name(manifest.content_digest)
     fsio.replace_file(there.path / name, dataset.digests_to_bytes(manifest.digests, manifest.schema))
     fsio.replace_file(there.path / dataset.NAME, manifest.to_bytes())
-    old = dataset.digests_name(there.manifest.content_digest)
-    if old != name:
-        fsio.remove(there.path / old)
+    for file in dataset.other_digests(there.path, manifest.content_digest):
+        fsio.remove(file)

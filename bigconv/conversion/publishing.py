@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,14 @@ def _only_ours(url: Url, found: Opened, there: Objects) -> None:
 
 
 def staged(local: Path, hashed: str) -> Opened | None:
-    """What was made for a URL before, and not yet uploaded as a whole; what another plan made is dropped."""
-    try:
+    """What was made for a URL before, and not yet uploaded as a whole.
+
+    What another plan made is dropped, and so is what a run left that was killed while it removed it.
+    """
+    with suppress(StoreError):
         found = open_store(local)
         if found.manifest.plan == hashed:
             return found
-    except NotAStore:
-        return None
-    except StoreError:  # killed while it was removed, after it had arrived
-        pass
     fsio.remove(local)
     fsio.remove(notes_of(local))
     return None

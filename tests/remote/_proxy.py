@@ -137,6 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
+        if fault is not None and fault.kind == "stalled" and not data:  # then it is the answer itself that doesn't come
+            self.owner.freed.wait(30)
+            self.close_connection = True
+            return
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("connection", "transfer-encoding") and not name.lower().startswith(CHECKSUM):

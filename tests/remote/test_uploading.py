@@ -100,23 +100,42 @@ def test_an_upload_that_failed_goes_on(s3: Proxy, tmp_path: Path) -> None:
     assert contents("train") == locally(tmp_path)
 
 
+def killed_at(s3: Proxy, folder: Path, name: str, last: str) -> None:
+    """Kill a conversion while it waits for the answer to its last key, as if the key hadn't arrived."""
+    s3.inject("stalled", putting(f"{name}/{last}"), times=100)
+    child = forked(lambda: convert(folder, f"s3://bucket/{name}"))
+    wait(lambda: bool(system().exists(f"bucket/{name}/{last}")))
+    killed(child)
+    system().rm_file(f"bucket/{name}/{last}")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("name", ["train", "out.zarr"])
 def test_a_killed_upload_goes_on(s3: Proxy, tmp_path: Path, name: str) -> None:
     """SIGKILL while a key is on its way: no store is there; the same command makes the same bytes of it."""
     (tmp_path / "local").mkdir()
-    last = "manifest.json" if name == "train" else "zarr.json"
-    s3.inject("stalled", putting(f"{name}/{last}"), times=100)
-    child = forked(lambda: convert(tmp_path, f"s3://bucket/{name}"))
-    wait(lambda: any(putting(f"{name}/{last}")(*request.split(" ")) for request in s3.requests))
-    killed(child)
-    system().rm_file(f"bucket/{name}/{last}")  # as if it hadn't arrived
+    killed_at(s3, tmp_path, name, "manifest.json" if name == "train" else "zarr.json")
     with pytest.raises(NotAStore):
         bigconv.open(f"s3://bucket/{name}")
     s3.reset()
     convert(tmp_path, f"s3://bucket/{name}")
     assert len([request for request in s3.requests if request.startswith("PUT")]) == 1
     assert contents(name) == locally(tmp_path, name)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("gone", ["part-00000*", "manifest.json"])
+def test_killed_while_what_was_uploaded_is_removed_here(s3: Proxy, tmp_path: Path, gone: str) -> None:
+    """Half of it is left in the cache, which is nothing to go on from, and in nobody's way."""
+    (tmp_path / "local").mkdir()
+    killed_at(s3, tmp_path, "train", "manifest.json")
+    made = next((tmp_path / "cache" / "uploads").glob("*/train"))
+    for path in made.glob(gone):
+        fsio.remove(path)
+    s3.reset()
+    convert(tmp_path, "s3://bucket/train")
+    assert contents("train") == locally(tmp_path, "train")
+    assert not made.exists()
 
 
 def wait(until: Callable[[], bool]) -> None:

@@ -171,7 +171,8 @@ class Trial:
             self._before.mkdir()
             os.rename(self.dest, self._before / self.dest.name)
         self.reset()
-        self._whole = {before, self.request.run().manifest.content_digest}
+        made = self.request.run().manifest
+        self.plan, self._whole = made.plan, {before, made.content_digest}
         self.expected = contents(self.dest)
         self.reset()
 

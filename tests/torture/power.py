@@ -39,7 +39,7 @@ def _cut(trial: Trial, scale: float) -> Iterator[Case]:
     for point in points:
         before = operations[:point]
         waiting = pending(before)
-        promised = _promised(state(before, recorder.folders, set(waiting)), trial.dest.name)
+        promised = _promised(state(before, recorder.folders, set(waiting)), trial.dest.name, trial.plan)
         for lost, torn in _combinations(waiting, before, rng, scale):
             tree = state(before, recorder.folders, lost, torn)
             seen = hashlib.sha256(repr(sorted(tree.items())).encode()).digest()
@@ -75,9 +75,12 @@ def _combinations(
         yield lost, (n, rng.randrange(len(operation.data)))
 
 
-def _promised(safe: Tree, dest: str) -> int:
+def _promised(safe: Tree, dest: str, plan: str) -> int:
     """Rows that unfinished work has promised to keep: of what is on the disk for certain, the journal's last record, or
-    the results of the parts that are made."""
+    the results of the parts that are made. `plan`: what is being made; of another, nothing is kept."""
+    begun = safe.get(f"{dest}.partial/plan.json")
+    if not begun or json.loads(begun)["makes"] != plan:
+        return 0
     journal = safe.get(f"{dest}.partial/journal")
     if journal:
         return int(json.loads(journal.splitlines()[-1])["rows"])
