@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
 from bigconv.conversion.pool import cause, no_main, serving
+from bigconv.conversion.worker import surround
 from bigconv.errors import BigconvError, UsageError
 
 PATIENCE_SECONDS = 120.0  # at least, for what isn't a user's function: importing torch may take long
@@ -23,7 +25,7 @@ def call_apart(function: Callable[..., Any], arguments: tuple[Any, ...], timeout
     """
     context: Any = multiprocessing.get_context("forkserver" if serving() else "spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(theirs, function, arguments), daemon=True)
+    process = context.Process(target=_main, args=(theirs, function, arguments, dict(os.environ)), daemon=True)
     doing, limited = "starting", False
     try:
         with no_main():
@@ -51,7 +53,10 @@ def call_apart(function: Callable[..., Any], arguments: tuple[Any, ...], timeout
         ours.close()
 
 
-def _main(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _main(
+    pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], environment: Mapping[str, str]
+) -> None:
+    surround(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     sys.stdout = sys.stderr  # stdout is the command's: what a function prints goes with the messages
 

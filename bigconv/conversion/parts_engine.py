@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from bigconv.conversion.limits import OUT_OF_MEMORY, confine
 from bigconv.conversion.parts import Control, Engine, Job, Result, Task, run_task
 from bigconv.conversion.pool import best_method, cause, no_main, preload
-from bigconv.conversion.worker import end_with_parent
+from bigconv.conversion.worker import end_with_parent, surround
 from bigconv.errors import BigconvError, InputError, Interrupted
 
 POLL_SECONDS = 0.5  # how often a wish to stop and a hanging worker are looked for
@@ -99,7 +99,7 @@ class Local(Engine):
     def _start(self, job: Job) -> _Member:
         ours, theirs = self._context.Pipe()
         # not a daemon: it may have to start processes of its own
-        process = self._context.Process(target=main, args=(theirs, job, self._inner), daemon=False)
+        process = self._context.Process(target=main, args=(theirs, job, self._inner, dict(os.environ)), daemon=False)
         with no_main():
             process.start()
         theirs.close()
@@ -187,8 +187,9 @@ class Local(Engine):
         self._members.clear()
 
 
-def main(pipe: Connection, job: Job, inner: int) -> None:
+def main(pipe: Connection, job: Job, inner: int, environment: Mapping[str, str]) -> None:
     """A worker process: does tasks until it is told to end, or until the parent is gone."""
+    surround(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -130,7 +130,8 @@ class _Pool:
 
     def _start(self) -> _Member:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=worker.main, args=(theirs, self._work, self._memory), daemon=True)
+        arguments = (theirs, self._work, self._memory, dict(os.environ))
+        process = self._context.Process(target=worker.main, args=arguments, daemon=True)
         with no_main():
             process.start()
         theirs.close()

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,8 +30,9 @@ SLOT_BYTES = 32 << 20  # 32 MiB, so that a worker isn't stopped by a span before
 KEPT_BYTES = 32 << 20  # 32 MiB: a block as it is read, and as steps have made it; no more counts (mallopt(3))
 
 
-def main(pipe: Connection, work: Work, memory: int | None = None) -> None:
+def main(pipe: Connection, work: Work, memory: int | None, environment: Mapping[str, str]) -> None:
     """Serve until told to stop, or until the parent is gone. `memory`: bytes that may be allocated."""
+    surround(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -58,6 +60,14 @@ def end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def surround(environment: Mapping[str, str]) -> None:
+    """Take over the parent's environment as it is now: a fork server has that of its start, without credentials, say,
+    that were set since."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def keep_memory() -> None:

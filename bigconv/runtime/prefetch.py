@@ -66,8 +66,12 @@ class _Desk:
         self.stopped = True
         for _ in range(threads):
             self.room.put(None)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of what was made and will not be asked for."""
         try:
-            while True:  # no batch is kept longer than it has to be
+            while True:
                 self.done.get_nowait()
         except Empty:
             pass
@@ -140,13 +144,22 @@ class Prefetch(Iterator[Any]):
 def _run(desk: _Desk) -> None:
     while (task := desk.take()) is not None:
         number, what = task
-        try:
-            outcome = _Outcome(desk.work(what))
-        except BaseException as error:  # noqa: BLE001  it belongs to the consumer
-            outcome = _Outcome(error=error)
-        if not desk.stopped:
-            desk.done.put((number, outcome))
-        del task, what, outcome  # nothing of a batch stays while waiting for the next
+        del task
+        if desk.stopped:
+            return
+        # handed over in the same breath: an error gets the consumer's frames, and who still held it here would be the
+        # one to end the consumer's threads, itself among them
+        desk.done.put((number, _outcome(desk.work, what)))
+        del what  # nothing of a batch stays while waiting for the next
+        if desk.stopped:
+            desk.drop()
+
+
+def _outcome(work: Callable[[Any], Any], what: Any) -> _Outcome:
+    try:
+        return _Outcome(work(what))
+    except BaseException as error:  # noqa: BLE001  it belongs to the consumer
+        return _Outcome(error=error)
 
 
 def _end(desk: _Desk, threads: list[threading.Thread], pid: int) -> None:

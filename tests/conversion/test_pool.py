@@ -217,7 +217,7 @@ def test_what_comes_behind_a_block_that_went_with_its_worker(monkeypatch: pytest
     blocks = [Block(source.schema, source.columns(i, i + 1)) for i in range(3)]
     real, first, unpacked = pool.worker.main, multiprocessing.Event(), pool._unpacked
 
-    def scripted(pipe: Connection, work: Work, memory: int | None = None) -> None:
+    def scripted(pipe: Connection, work: Work, memory: int | None = None, environment: object = None) -> None:
         if first.is_set():
             return real(pipe, work, memory)
         first.set()
@@ -240,3 +240,19 @@ def test_what_comes_behind_a_block_that_went_with_its_worker(monkeypatch: pytest
     items = pool.run_parallel(Work(source, (), source.schema), [Span(0, 6)], 1, None, "fork")
     rows = [int(row) for _, item in items if item and item.block for row in np.asarray(item.block["x"])[:, 0]]
     assert rows == [0, 1000, 2000, 3000, 4000, 5000]
+
+
+def test_workers_have_the_environment_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what was set after the fork server had started, such as credentials in a notebook."""
+    (tmp_path / "told.py").write_text(
+        "import os\nimport numpy as np\n"
+        "def told(row):\n    return {'x': row['x'] + int(os.environ['BIGCONV_TOLD']) + ('BIGCONV_OLD' in os.environ)}\n"
+    )
+    np.save(tmp_path / "x.npy", np.zeros((40, 3)))
+    monkeypatch.setenv("BIGCONV_OLD", "1")
+    for told in ("1", "20"):
+        monkeypatch.setenv("BIGCONV_TOLD", told)
+        dest = tmp_path / f"{told}.mmap"
+        bigconv.convert(tmp_path / "x.npy", dest, map=f"{tmp_path / 'told.py'}:told", workers=2)
+        assert set(bigconv.open(dest)[:]["x"].reshape(-1).tolist()) == {int(told) + ("BIGCONV_OLD" in os.environ)}
+        monkeypatch.delenv("BIGCONV_OLD", raising=False)

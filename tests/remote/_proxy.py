@@ -105,9 +105,6 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):  # whoever asked is gone
             if fault is not None and fault.kind in ("error", "denied"):
                 self._answer(500, b"") if fault.kind == "error" else self._answer(403, DENIED)
-            elif fault is not None and fault.kind == "stalled" and self.command == "PUT":  # on its way, and no further
-                self.owner.freed.wait(30)
-                self.close_connection = True
             else:
                 self._forward(body, fault)
 
