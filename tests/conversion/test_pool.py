@@ -217,9 +217,9 @@ def test_what_comes_behind_a_block_that_went_with_its_worker(monkeypatch: pytest
     blocks = [Block(source.schema, source.columns(i, i + 1)) for i in range(3)]
     real, first, unpacked = pool.worker.main, multiprocessing.Event(), pool._unpacked
 
-    def scripted(pipe: Connection, work: Work, memory: int | None = None, environment: object = None) -> None:
+    def scripted(pipe: Connection, work: Work, memory: int | None, environment: dict[str, str]) -> None:
         if first.is_set():
-            return real(pipe, work, memory)
+            return real(pipe, work, memory, environment)
         first.set()
         number = next(message[1] for message in iter(pipe.recv, None) if message[0] == "span")
         slots = Slots()
