@@ -52,7 +52,7 @@ def run(work: Callable[[], None], strace: list[str] | None = None, log: Path | N
             work()
             code = 0
         except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
         finally:
             sys.stderr.flush()
             os._exit(code)
