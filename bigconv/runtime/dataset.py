@@ -124,8 +124,7 @@ class StoreDataset(Dataset[Any]):
         Each batch has tensors of its own, which keep the memory of all of them.
         """
         together = self._take(np.concatenate(batches))
-        stops = np.cumsum([len(rows) for rows in batches]).tolist()
-        return [together.part(a, b).stacked() for a, b in zip([0, *stops], stops, strict=False)]
+        return together.cut(np.cumsum([len(rows) for rows in batches]).tolist())
 
     def __getitems__(self, rows: Sequence[int] | Array) -> Any:
         """A whole batch, for the DataLoader; what it returns is for a collate function."""

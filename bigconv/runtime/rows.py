@@ -53,10 +53,14 @@ class StackedBatch(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
-    def part(self, start: int, stop: int) -> StackedBatch:
-        """Some of its rows, one after another."""
-        columns = {name: column[start:stop] for name, column in self._columns.items()}
-        return StackedBatch(self._schema, columns, stop - start, self._as_tuple)
+    def cut(self, stops: Sequence[int]) -> list[Any]:
+        """The rows up to each stop, of fields that don't vary, stacked apart; each tensor has a storage of its own."""
+        pairs = list(zip([0, *stops], stops, strict=False))
+        columns = [[tensor(self._columns[f.name][a:b]) for a, b in pairs] for f in self._schema]  # type: ignore[arg-type]
+        if self._as_tuple:
+            return list(zip(*columns, strict=True))
+        names = self._schema.names
+        return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
     def stacked(self) -> Any:
         """The whole batch: a dict or a tuple of tensors `[rows, *shape]`; text as lists of `str`."""
