@@ -7,7 +7,8 @@
 5  cold is proven; wrong bytes change the checksum (tests/bench/test_known_truth.py)
 6  `--fail-if-slower 10%`: a loader slowed by 20 % fails, the same one doesn't, each ten times
 
-`python -m tests.benchmarks.advice [1] [4] …` runs the parts named, else all; `--seconds S` for each sweep (default 6).
+`python -m tests.benchmarks.advice [1] [4] …` runs the parts named, else all; `--seconds S` for each sweep (default 6);
+`--only WORD`, of the data sets of part 1 those that have it in their name (each takes a minute and a half).
 The exhaustive sweep measures every number of workers and threads up to twice the cores, with three prefetch depths,
 five times 0.6 s each, in turn. What counts of the advice is the rate which that sweep has for the setting advised.
 """
@@ -88,7 +89,10 @@ def exhaustive(subject: Subject) -> tuple[dict[str, float], float]:
 
 def part_1_and_2(folder: Path, seconds: float) -> None:
     print("1, 2  the advice against an exhaustive sweep")
+    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     for name, subject in subjects(folder).items():
+        if only not in name:
+            continue
         start = time.perf_counter()
         report = api.measure([subject], Question(seconds=seconds))
         took = time.perf_counter() - start
