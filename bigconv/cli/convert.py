@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -365,6 +366,12 @@ def command(
     video, TIFF, GeoTIFF, DICOM, NIfTI, WebDataset tars, sparse rows, or any store, also HDF5, Zarr and LMDB of others.
     The same command goes on where it stopped, and does nothing where nothing has changed.
     """
+    if len(paths) == 2 and engine == "local" and workers != 0 and rank is None and not (dry_run or finalize):
+        from bigconv.conversion import early
+
+        if not os.path.lexists(paths[1]):
+            early.for_images(paths[0], bool(resize))
+
     from bigconv.cli import outcome as outcome_text
     from bigconv.conversion.api import Request, available_cores
     from bigconv.conversion.parts_cut import parse_size

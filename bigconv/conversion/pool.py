@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bigconv import registry
 from bigconv.block import Block
 from bigconv.conversion import worker
 from bigconv.conversion.limits import OUT_OF_MEMORY
@@ -368,7 +369,8 @@ if hasattr(os, "register_at_fork"):
 
 def reading(source: type) -> list[str]:
     """Modules that workers need for a kind of source."""
-    return [worker.__name__, source.__module__, *getattr(source, "imports", ())]
+    known = registry.SOURCES.get(getattr(source, "name", ""))
+    return [worker.__name__, source.__module__, *(() if known is None else known.reads_with)]
 
 
 def preload(work: Work) -> list[str]:

@@ -44,8 +44,7 @@ class Source(Protocol):
 
     Made by `Class.find(paths, **options)`, which raises `InputError` when the paths aren't of its kind. `options` names
     the keywords that are the user's (`--label-from` is `label_from`), `hints` those that only spare work
-    (`workers`, `sizes_matter`). `imports`, which it may have, are modules that its `read` imports first of all: a fork
-    server has them before it has workers.
+    (`workers`, `sizes_matter`).
     """
 
     name: ClassVar[str]

@@ -44,7 +44,6 @@ class ImageFolder:
     decodes: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ("label_from", "classes", "keep_encoded")
     hints: ClassVar[tuple[str, ...]] = ("workers", "sizes_matter")
-    imports: ClassVar[tuple[str, ...]] = ("simplejpeg",)
 
     files: FileList
     schema: Schema
