@@ -162,9 +162,9 @@ def _flat(name: str, make: Callable[[Path, float], Path], suffix: str, workers: 
                 fsio.remove(dest)
     little, much = peaks
     allowed = CEILING + workers * A_WORKER
-    told = f"{little.own // MIB} MiB, then {much.own // MIB} MiB; together {much.private // MIB} of {allowed // MIB} MiB"
+    told = f"{little.own // MIB} MiB, then {much.own // MIB}; together {much.private // MIB} of {allowed // MIB} MiB"
     print(f"    {name}: {told} (shared: {little.shared // MIB}, {much.shared // MIB})", flush=True)
-    flat = scale < QUICK or little.own <= FLAT * much.own and much.own <= FLAT * little.own  # a tiny run is too short
+    flat = scale < QUICK or max(little.own, much.own) <= FLAT * min(little.own, much.own)  # a tiny run is too short
     return Case(f"{name}: {told}", "" if flat and max(little.private, much.private) <= allowed else "not flat, or more")
 
 
