@@ -31,7 +31,8 @@ import re
 import struct
 import warnings
 from collections.abc import Callable
-from typing import IO, Any, NoReturn
+from functools import cache
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -67,15 +68,32 @@ class DecodeError(InputError):
 def probe(data: bytes) -> tuple[int, int]:
     """Height and width of what `decode` returns, from the header alone. Raises `DecodeError`."""
     if data[:3] == _JPEG:
-        size, _ = _jpeg_size(data)
-        if size is not None:
-            return size
+        head = _jpeg_head(data)
+        if head is not None:
+            return _upright(head)
     return _pillow_size(io.BytesIO(data))
+
+
+def _upright(head: _Head) -> tuple[int, int]:
+    return (head.width, head.height) if head.turn >= 5 else (head.height, head.width)
 
 
 def probe_file(path: str | bytes) -> tuple[int, int]:
     """`probe` of a file, reading only what is needed. Raises `DecodeError` or `OSError`."""
-    return Probe()(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = os.read(fd, HEAD_BYTES)
+        if start[:3] == _JPEG:
+            head = _jpeg_head(start)
+            if head is not None:
+                return _upright(head)
+        if len(start) < HEAD_BYTES:
+            return _pillow_size(io.BytesIO(start))
+        with open(fd, "rb", closefd=False) as file:
+            file.seek(0)
+            return probe(file.read()) if start[:3] == _JPEG else _pillow_size(file)
+    finally:
+        os.close(fd)
 
 
 def decode(data: bytes, place: Place | None = None) -> Array:
@@ -99,18 +117,28 @@ def _placed(pixels: Array, place: Place | None) -> Array:
     return out
 
 
-def _decode_jpeg(data: bytes, place: Place | None) -> Array | None:
-    """Pixels by simplejpeg; None where Pillow has to try."""
+@cache
+def _simplejpeg() -> Any:
     import simplejpeg
 
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    _check_size(height, width)
-    if space in ("CMYK", "YCCK"):
-        return None
-    turn = _jpeg_orientation(data)
+    return simplejpeg
+
+
+def _decode_jpeg(data: bytes, place: Place | None) -> Array | None:
+    """Pixels by simplejpeg; None where Pillow has to try."""
+    simplejpeg = _simplejpeg()
+    head = _jpeg_head(data)
+    if head is not None and head.channels in (1, 3):
+        _, height, width, _, turn = head
+    else:
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return None
+        _check_size(height, width)
+        if space in ("CMYK", "YCCK"):
+            return None
+        turn = _jpeg_orientation(data)
     pixels: Array
     try:
         if place is None or turn != 1:
@@ -192,42 +220,31 @@ def _mask_dtype(kind: str, mode: str) -> str:
     raise DecodeError(f"{kind} of mode {mode}: a mask has one number a pixel, not colours")
 
 
-class Probe:
-    """`probe_file` for many files: a header that is byte for byte that of an earlier file is not parsed again."""
+class _Head(NamedTuple):
+    """What a JPEG says before its pixels. `raw`: its bytes up to them, and the marker that they begin with."""
 
-    def __init__(self) -> None:
-        self._header = b""
-        self._size = (0, 0)
-
-    def __call__(self, path: str | bytes) -> tuple[int, int]:
-        """Height and width of what `decode` returns. Raises `DecodeError` or `OSError`."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            head = os.read(fd, HEAD_BYTES)
-            if self._header and head.startswith(self._header):
-                return self._size
-            if head[:3] == _JPEG:
-                size, end = _jpeg_size(head)
-                if size is not None:
-                    self._header, self._size = head[:end], size
-                    return size
-            if len(head) < HEAD_BYTES:
-                return probe(head)
-            with open(fd, "rb", closefd=False) as file:
-                file.seek(0)
-                return probe(file.read()) if head[:3] == _JPEG else _pillow_size(file)
-        finally:
-            os.close(fd)
+    raw: bytes
+    height: int  # as stored
+    width: int
+    channels: int
+    turn: int  # EXIF orientation, 1 to 8
 
 
-def _jpeg_size(data: bytes) -> tuple[tuple[int, int] | None, int]:
-    """Size of a JPEG that stands upright, and where its header ends; no size where Pillow has to look.
+_last_head = _Head(b"no JPEG", 0, 0, 0, 1)
 
-    Walks the segments once (ITU-T T.81, B.1.1): much quicker than libjpeg, as folders of millions of files are
-    looked through whole.
+
+def _jpeg_head(data: bytes) -> _Head | None:
+    """The head of a JPEG; None where libjpeg or Pillow has to look. Raises `DecodeError`.
+
+    Walks the segments once (ITU-T T.81, B.1.1): much quicker than libjpeg, as folders of millions of files are looked
+    through whole. A head that is byte for byte that of the file before isn't walked again, and one encoder makes many.
     """
-    at, end, turn = 2, len(data) - 9, 0
-    size: tuple[int, int] | None = None
+    global _last_head
+    head = _last_head  # one read: other threads decode as well
+    if data.startswith(head.raw):
+        return head
+    at, end, turn = 2, len(data) - 10, 0
+    size: tuple[int, int, int] | None = None
     while at <= end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
@@ -236,14 +253,15 @@ def _jpeg_size(data: bytes) -> tuple[tuple[int, int] | None, int]:
         if marker == 0xDA:  # pixels start
             if size is None or 0 in size:
                 break
-            _check_size(*size)
-            return (size[::-1] if turn >= 5 else size), at
+            _check_size(*size[:2])
+            _last_head = head = _Head(data[: at + 2], *size, turn or 1)
+            return head
         if marker == 0xE1 and not turn and data[at + 4 : at + 10] == b"Exif\0\0":
             turn = _orientation(data[at + 10 : at + 2 + (data[at + 2] << 8 | data[at + 3])])
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame: height, width
-            size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame: height, width, components
+            size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9])
         at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None, 0
+    return None
 
 
 def _pillow_size(file: IO[bytes]) -> tuple[int, int]:

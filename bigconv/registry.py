@@ -20,6 +20,7 @@ class Entry:
     """Where something lives: `module:attribute`, the file extensions it goes by, and its extra.
 
     `takes`, of sources: files named one by one (`files`), folders that hold such files (`folder`), or `both`.
+    `reads_with`, of sources: packages that reading imports first of all, for a fork server to have them already.
     """
 
     target: str
@@ -27,6 +28,11 @@ class Entry:
     extra: str | None = None
     magic: Callable[[Path], bool] | None = None
     takes: str = "files"
+    reads_with: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        return self.target.split(":")[0]
 
 
 def _head(path: Path, n: int) -> bytes:
@@ -95,6 +101,7 @@ SOURCES = {
             *(".ppm", ".pgm", ".pbm", ".pnm"),
         ),
         takes="folder",
+        reads_with=("simplejpeg",),
     ),
     "arrays": Entry("bigconv.sources.arrays:Arrays", (".npy", ".npz")),
     "csv": Entry("bigconv.sources.csv:Csv", (".csv", ".tsv"), takes="both"),

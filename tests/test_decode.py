@@ -160,6 +160,25 @@ def test_cmyk_jpeg_is_turned_too() -> None:
     check(data, pillow(data))
 
 
+def test_heads_that_begin_alike() -> None:
+    """A head is known again only as a whole: what comes behind the same beginning counts."""
+    upright = encoded(Image.fromarray(smooth()), "JPEG", quality=90)
+    pixels = upright.index(b"\xff\xda")
+    exif = Image.Exif()
+    exif[274] = 6
+    segment = b"\xff\xe1" + struct.pack(">H", 2 + 6 + len(exif.tobytes()[6:])) + exif.tobytes()
+    turned = upright[:pixels] + segment + upright[pixels:]
+    grey = encoded(Image.fromarray(smooth()[..., 0]), "JPEG", quality=90)
+    cmyk = encoded(Image.fromarray(smooth()).convert("CMYK"), "JPEG", quality=90)
+    for data in (upright, turned, turned, upright, grey, grey, cmyk, cmyk, upright, cmyk, turned, grey):
+        expected = pillow(data)
+        check(data, expected)
+        assert decode.probe(data) == expected.shape[:2]
+    assert decode.probe(turned) == (W, H)
+    with pytest.raises(DecodeError, match=r"cut short|can't be decoded"):
+        decode.decode(upright[: pixels + 2])
+
+
 @pytest.mark.parametrize(
     "exif", [b"", b"II", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0", b"XXXX"]
 )

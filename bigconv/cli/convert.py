@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -365,6 +366,14 @@ def command(
     video, TIFF, GeoTIFF, DICOM, NIfTI, WebDataset tars, sparse rows, or any store, also HDF5, Zarr and LMDB of others.
     The same command goes on where it stopped, and does nothing where nothing has changed.
     """
+    if not (map_ or filter_):  # nothing else multiplies matrices, and threads for that spin while numpy is imported
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if len(paths) == 2 and engine == "local" and workers != 0 and rank is None and not (dry_run or finalize):
+        from bigconv.conversion import early
+
+        if not os.path.lexists(paths[1]):
+            early.for_images(paths[0], bool(resize))
+
     from bigconv.cli import outcome as outcome_text
     from bigconv.conversion.api import Request, available_cores
     from bigconv.conversion.parts_cut import parse_size

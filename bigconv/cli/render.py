@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from bigconv.cli import text
 from bigconv.errors import READER_LEFT
 from bigconv.schema import Schema
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PACKED = 1.05  # bytes to one stored, from which on a field is smaller than its values
 
@@ -43,6 +46,8 @@ def field_table(
 
     `layouts`: empty for what is in no store yet; `stored`: bytes on disk, and where they are fewer, the ratio.
     """
+    from rich.table import Table  # takes longer to import than what most commands print takes
+
     rows = []
     for f in schema:
         kind = f.kind if f.layout is None else f"{f.kind} {f.layout}"

@@ -114,7 +114,7 @@ def command(
     if engine == "local" and workers != 0 and len(paths) > 1 and not (dry_run or finalize):
         from bigconv.conversion import early
 
-        early.fork_server(paths, to)
+        early.for_parts(paths, to)
     from bigconv.conversion.api import available_cores
     from bigconv.conversion.parts_cut import Cut, parse_size
     from bigconv.conversion.progress import progress

@@ -24,7 +24,7 @@ from bigconv.conversion.parts_cut import parse_size
 from bigconv.conversion.parts_request import STORE, asked_cut, parts_job, recorded_cut
 from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.plan import Plan, make_plan
-from bigconv.conversion.pool import prepare
+from bigconv.conversion.pool import prepare, reading
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
 from bigconv.conversion.publishing import apart, check_made_here, published, upload, upload_parts, whereabouts
@@ -212,7 +212,7 @@ class Request:
         source = registry.load("source", name)
         if source.decodes:
             torch = ["torch"] if "resize" in steps and find_spec("torch") is not None else []
-            prepare([source.__module__, *torch])
+            prepare([*reading(source), *torch])
 
     def run(self, progress: Progress | None = None) -> Outcome:
         """Convert, or find that nothing has changed."""

@@ -121,10 +121,13 @@ def _ends(name: str, extensions: tuple[str, ...]) -> bool:
 
 
 def _extensions(names: Sequence[str], known: Set[str]) -> Counter[str]:
-    """How often each extension is there. The last one of each name is found once, not asked for by every source."""
-    ends = Counter(os.path.splitext(name)[1].lower() for name in names)
+    """How often each extension is there, of paths. The last of each is found once, not asked for by every source."""
+    ends: Counter[str] = Counter()
+    for end, count in Counter(name.rpartition(".")[2] for name in names).items():
+        ends["." + end.lower()] += count
     for double in (e for e in known if e.count(".") > 1):  # .nii.gz
-        ends[double] = sum(_ends(name, (double,)) for name in names)
+        if ends[os.path.splitext(double)[1]]:
+            ends[double] = sum(_ends(name, (double,)) for name in names)
     return ends
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bigconv import registry
 from bigconv.block import Block
 from bigconv.conversion import worker
 from bigconv.conversion.limits import OUT_OF_MEMORY
@@ -138,13 +139,17 @@ class _Pool:
         return _Member(process, ours, Arrivals(self._work.schema), heard=time.monotonic())
 
     def stop(self) -> None:
-        """End all workers; what they still hold is dropped."""
+        """End all workers, which they do at the same time; what they still hold is dropped."""
+        for member in self._members:
+            member.tell("stop")
         for member in self._members:
             member.end()
         self._members.clear()
 
     def items(self) -> Iterator[tuple[int, Item | None]]:
-        self._members = [self._start() for _ in range(self._workers)]
+        for _ in range(self._workers):
+            self._members.append(self._start())
+            self._give(0)  # so that it doesn't wait for the others to start
         for number in range(len(self._spans)):
             progress = self._progress.setdefault(number, _Progress())
             while True:
@@ -316,7 +321,7 @@ def prepare(modules: Sequence[str]) -> None:
         return
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload([worker.__name__, *modules])
+    forkserver.set_forkserver_preload(list(modules))
     with no_main():
         forkserver.ensure_running()
 
@@ -362,9 +367,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_fork_server)
 
 
+def reading(source: type) -> list[str]:
+    """Modules that workers need for a kind of source."""
+    known = registry.SOURCES.get(getattr(source, "name", ""))
+    return [worker.__name__, source.__module__, *(() if known is None else known.reads_with)]
+
+
 def preload(work: Work) -> list[str]:
     """Modules that all workers need, imported once in the fork server."""
-    modules = ["bigconv.conversion.worker", type(work.source).__module__]
+    modules = reading(type(work.source))
     modules += [type(step).__module__ for step in work.steps]
     if any(getattr(step, "backend", None) == "torch" for step in work.steps):
         modules.append("torch")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,16 +76,17 @@ class FileList:
         return file_digest(self.path(i))
 
     @classmethod
-    def of(cls, root: Path, found: Iterable[tuple[bytes, os.stat_result]]) -> FileList:
-        """From relative paths (bytes, with /) and their stat results, in any order."""
-        entries = sorted((name, info.st_size, info.st_mtime_ns) for name, info in found)
-        lengths = np.array([len(name) for name, _, _ in entries], np.int64)
+    def of(cls, root: Path, found: Iterable[tuple[bytes, int, int]]) -> FileList:
+        """From relative paths (bytes, with /), sizes and times in ns, in any order."""
+        entries = sorted(found)
+        names, sizes, mtimes = zip(*entries, strict=True) if entries else ((), (), ())
+        lengths = np.fromiter(map(len, names), np.int64, len(names))
         return cls(
             os.fspath(root),
-            b"".join(name for name, _, _ in entries),
+            b"".join(names),
             np.cumsum(lengths),
-            np.array([size for _, size, _ in entries], np.int64),
-            np.array([mtime for _, _, mtime in entries], np.int64),
+            np.array(sizes, np.int64),
+            np.array(mtimes, np.int64),
         )
 
     @classmethod
@@ -122,7 +122,7 @@ class FileList:
         `InputError` when a folder can't be listed.
         """
         real, follow = os.path.realpath(root), _FOLLOW.get()
-        found: list[tuple[bytes, os.stat_result]] = []
+        found: list[tuple[bytes, int, int]] = []
         seen: set[tuple[int, int]] = set()
         todo = [(real, b"")]
         links: list[tuple[str, bytes]] = []  # to folders: after all others, so that the disk's order decides nothing
@@ -138,20 +138,20 @@ class FileList:
                 seen.add((here.st_dev, here.st_ino))
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        if entry.name.startswith("."):
+                        name, linked = entry.name, entry.is_symlink()
+                        if name.startswith("."):
                             continue
-                        outside = entry.is_symlink() and not os.path.realpath(entry.path).startswith(real + os.sep)
-                        if outside and not follow:
+                        if linked and not follow and not os.path.realpath(entry.path).startswith(real + os.sep):
                             continue
                         try:
-                            info = entry.stat()
+                            if entry.is_dir():
+                                into = links if linked else todo
+                                into.append((entry.path, prefix + os.fsencode(name) + b"/"))
+                            elif wanted(name) and entry.is_file():
+                                info = entry.stat()  # the one call a file that asks the disk
+                                found.append((prefix + os.fsencode(name), info.st_size, info.st_mtime_ns))
                         except OSError:
                             continue  # a link to nothing
-                        name = prefix + os.fsencode(entry.name)
-                        if stat.S_ISDIR(info.st_mode):
-                            (links if entry.is_symlink() else todo).append((entry.path, name + b"/"))
-                        elif stat.S_ISREG(info.st_mode) and wanted(entry.name):
-                            found.append((name, info))
             except OSError as error:
                 raise InputError(f"{folder}: can't be listed: {error.strerror}") from error
         return cls.of(root, found)

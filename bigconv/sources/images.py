@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ EXTENSIONS = registry.SOURCES["images"].extensions
 RATIO = 8  # of a photo's pixels to its file, about: spans are planned before anything is decoded
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
+SLOW_SECONDS = 20e-6  # a header that takes longer isn't in memory: looking itself takes 4 us
 ROOM_BYTES = SPAN_BYTES + SPAN_BYTES // 4  # of a block of images of any size: the last one reaches over
 
 
@@ -211,23 +213,24 @@ def _common_size(files: FileList, workers: int) -> tuple[int, int] | None:
     sizes: set[tuple[int, int]] = set()
 
     def look(start: int) -> None:
-        probe = decode.Probe()
         for path in files.paths(start, min(start + SPAN_FILES, len(files))):
             if len(sizes) > 1:
                 return  # already mixed: the others can't change that
             try:
-                sizes.add(probe(path))
+                sizes.add(decode.probe_file(path))
             except (InputError, OSError):
                 continue  # becomes a reject when it is read
 
-    starts = range(0, len(files), SPAN_FILES)
-    if workers > 1:  # threads wait for the disk together; looking itself takes microseconds
+    starts = deque(range(0, len(files), SPAN_FILES))
+    while starts:
+        begun = time.perf_counter()
+        look(starts.popleft())
+        if workers > 1 and time.perf_counter() - begun > SPAN_FILES * SLOW_SECONDS:
+            break
+    if starts:  # threads wait for the disk together; where nobody waits for it they only stand in each other's way
         with ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(look, starts):
                 pass
-    else:
-        for start in starts:
-            look(start)
     if not sizes:
         try:
             decode.probe_file(files.path(0))

@@ -54,10 +54,17 @@ def class_names(files: FileList, label_from: str | None, what: str) -> tuple[str
 
 
 def _from_folders(names: list[bytes]) -> list[str]:
+    text: dict[bytes, str] = {}  # few folders, many names
+    labels = []
     for name in names:
-        if b"/" not in name:
+        folder, slash, _ = name.partition(b"/")
+        if not slash:
             raise InputError(f"{_text(name)} lies in no folder that could be its label")
-    return [_text(name.split(b"/", 1)[0]) for name in names]
+        label = text.get(folder)
+        if label is None:
+            label = text[folder] = _text(folder)
+        labels.append(label)
+    return labels
 
 
 def _from_names(names: list[bytes], regex: str) -> list[str]:
@@ -127,7 +134,7 @@ def numbered(names: Sequence[str], classes: Classes | None = None) -> tuple[Fiel
             more = f", nor are {len(new) - 1} others" if len(new) > 1 else ""
             raise InputError(f"--classes: {unknown('class', new[0], classes[:50])}{more}")
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.fromiter((number[name] for name in names), np.int64, len(names))
+    labels = np.fromiter(map(number.__getitem__, names), np.int64, len(names))
     return Field("label", "int64", (), kind="label", classes=classes), labels
 
 

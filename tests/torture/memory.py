@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,9 @@ MIB, GIB = 1 << 20, 1 << 30
 SMALL, LARGE = 1.0, 8.0  # GiB, at scale 1
 QUICK = 0.05  # below this scale two runs stand for all
 CEILING, A_WORKER = 300 * MIB, 150 * MIB  # bytes of all processes together: without workers, and for each of them
-FLAT = 1.1  # of the peak of a little input, and what may live between two samples: a few buffers of 8 MiB. A leak of
-BRIEF = 24 * MIB  # half a per cent of the data is more than that
+FLAT = 1.1  # of the peak of a little input, in either direction
+LOOK, GLANCE = 0.02, 0.001  # s between samples: of all that the kernel adds up, and of one number a process
+PAGE = os.sysconf("SC_PAGE_SIZE")
 LIMIT = 512 * MIB  # bytes of RLIMIT_DATA, for each process: private memory that is asked for, used or not
 PICTURES = 40  # that are different; the others are links to them
 PROGRAM = (
@@ -40,30 +42,52 @@ PROGRAM = (
 
 @dataclass(frozen=True)
 class Peak:
-    """Most that all processes of a run had at one time, sampled, in bytes. Mapped pages of files don't count.
+    """Most memory of a run, in bytes. Mapped pages of files don't count.
 
-    `private`: anonymous memory, what processes share divided among them; `shared`: memory that blocks travel through.
+    `private`: anonymous memory of all processes at one time, what they share divided among them; `shared`: memory that
+    blocks travel through; both sampled every `LOOK` s. `own`: the most anonymous memory of each process, added up,
+    sampled every `GLANCE` s: it doesn't depend on which processes happen to hold their most together, so that a long
+    run has no better chance to show a high peak than a short one.
     """
 
     private: int
     shared: int
+    own: int
 
 
 def peak(arguments: list[str]) -> Peak:
     command = [sys.executable, "-c", PROGRAM, "convert", *arguments, "-q"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     private = shared = 0
-    while process.poll() is None:
-        found = [_held(pid) for pid in tree(process.pid)]
-        private = max(private, sum(held.private for held in found))
-        shared = max(shared, sum(held.shared for held in found))
-        time.sleep(0.02)
+    own: dict[int, int] = {}
+    files: dict[int, int] = {}
+    due = 0.0
+    try:
+        while process.poll() is None:
+            if time.monotonic() >= due:
+                pids = tree(process.pid)
+                found = [_held(pid) for pid in pids]
+                private = max(private, sum(held[0] for held in found))
+                shared = max(shared, sum(held[1] for held in found))
+                for pid in pids:
+                    if pid not in files:
+                        with suppress(OSError):
+                            files[pid] = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+                due = time.monotonic() + LOOK
+            for pid, file in files.items():
+                with suppress(OSError, ValueError):  # it has ended
+                    _, resident, of_files, *_ = map(int, os.pread(file, 256, 0).split())
+                    own[pid] = max(own.get(pid, 0), (resident - of_files) * PAGE)
+            time.sleep(GLANCE)
+    finally:
+        for file in files.values():
+            os.close(file)
     if process.returncode:
         raise RuntimeError(f"convert ended with {process.returncode}")
-    return Peak(private, shared)
+    return Peak(private, shared, sum(own.values()))
 
 
-def _held(pid: int) -> Peak:
+def _held(pid: int) -> tuple[int, int]:
     sizes = {"Pss_Anon:": 0, "Pss_Shmem:": 0}
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -72,7 +96,7 @@ def _held(pid: int) -> Peak:
                 sizes[words[0]] = int(words[1]) * 1024
     except OSError:
         pass
-    return Peak(*sizes.values())
+    return sizes["Pss_Anon:"], sizes["Pss_Shmem:"]
 
 
 def _array(path: Path, nbytes: float) -> Path:
@@ -138,9 +162,9 @@ def _flat(name: str, make: Callable[[Path, float], Path], suffix: str, workers: 
                 fsio.remove(dest)
     little, much = peaks
     allowed = CEILING + workers * A_WORKER
-    told = f"{little.private // MIB} MiB, then {much.private // MIB} MiB of {allowed // MIB}"
+    told = f"{little.own // MIB} MiB, then {much.own // MIB}; together {much.private // MIB} of {allowed // MIB} MiB"
     print(f"    {name}: {told} (shared: {little.shared // MIB}, {much.shared // MIB})", flush=True)
-    flat = scale < QUICK or much.private <= FLAT * little.private + BRIEF  # a tiny run is over before its peak is seen
+    flat = scale < QUICK or max(little.own, much.own) <= FLAT * min(little.own, much.own)  # a tiny run is too short
     return Case(f"{name}: {told}", "" if flat and max(little.private, much.private) <= allowed else "not flat, or more")
 
 
