@@ -15,7 +15,7 @@ from typing import Any
 
 from bigconv import fsio, registry
 from bigconv.conversion import unpublished
-from bigconv.conversion.build import drop_leftovers
+from bigconv.conversion.build import drop_leftovers, replaced
 from bigconv.conversion.destination import check_dest, unchanged
 from bigconv.conversion.engines import check_engine
 from bigconv.conversion.options import GENERAL, chosen_digest, exists, find_source, make_steps, recognise, replay
@@ -156,9 +156,9 @@ class Request:
         if self.append or self.retry_rejects:
             completed = (appended if self.append else retried)(plan, there)
             return (plan, same) if completed is None else (completed, None)
-        if not self.overwrite and unchanged(plan, there):
-            return plan, same
-        return plan, None
+        # what is overwritten is made anew, unless that has just been done
+        just = self.overwrite and not self.policy.restart and replaced(self.dest, plan.hash)
+        return plan, same if just or (not self.overwrite and unchanged(plan, there)) else None
 
     def _read(self, source: Source) -> dict[str, Any]:
         """How the source is told to read, as the recipe keeps it: nothing of this machine."""

@@ -16,7 +16,7 @@ import numpy as np
 from bigconv import __version__, dataset, fsio
 from bigconv.block import Index
 from bigconv.class_counts import summed
-from bigconv.conversion.build import begin_anew, known_work, rejects_file
+from bigconv.conversion.build import begin_anew, known_work, put_in_place, rejects_file, remove_work
 from bigconv.conversion.engines import engine_for
 from bigconv.conversion.parts import RESULTS, Control, Engine, Job, Output, Result, Task, read_result
 from bigconv.conversion.parts_cut import PartSpec
@@ -165,7 +165,7 @@ def _claimed(job: Job) -> Iterator[None]:
             fsio.remove(job.folder)
         raise
     else:
-        fsio.remove(job.folder)
+        remove_work(job.folder)
     finally:
         lock.release()
 
@@ -229,7 +229,7 @@ def publish(job: Job, results: Results) -> dict[str, DatasetManifest]:
     kept = job.outputs[0].kept
     if kept is None or kept.origin is not None:  # behind a URL: what is new is uploaded from here
         fsio.sync_folder(job.work)
-        fsio.publish(job.work, job.dest)
+        put_in_place(job.work, job.dest, job.plan.hash, job.outputs[0].folder)
     else:
         added(job.work, kept, manifests[""])
     return manifests

@@ -109,7 +109,7 @@ def request(source: Path, dest: Path, **policy: Any) -> Request:
 class Target:
     """What is made of a source: the name of its destination, and what is asked of it.
 
-    `append`: the destination holds the rows of every second file already.
+    `append`, `overwrite`: the destination holds the rows of every second file already, which stay or are replaced.
     """
 
     dest: str
@@ -118,25 +118,35 @@ class Target:
     chunk: int | None = None
     shards: int | None = None
     append: bool = False
+    overwrite: bool = False
 
-    def request(self, source: Path, place: Path, workers: int = 0, **policy: Any) -> Request:
-        return self._request(source, place, self.append, Policy(workers, **policy))
+    @property
+    def name(self) -> str:
+        return self.dest + " append" * self.append + " overwrite" * self.overwrite
+
+    @property
+    def there(self) -> bool:
+        """Whether the destination is a store before."""
+        return self.append or self.overwrite
 
     def first(self, half: Path, place: Path) -> Request:
         """What makes the rows that are there before."""
-        return self._request(half, place, False, Policy(0))
+        return replace(self, append=False, overwrite=False).request(half, place)
 
-    def _request(self, source: Path, place: Path, append: bool, policy: Policy) -> Request:
-        given = {} if append else {"to": self.to, "shards": self.shards}  # rows are added to a store as it is
-        storage = {} if append else {"compress": self.compress, "chunk": self.chunk}
-        return Request((source,), place / self.dest, append=append, storage=storage, policy=policy, **given)
+    def request(self, source: Path, place: Path, workers: int = 0, **policy: Any) -> Request:
+        given: dict[str, Any] = {"append": True}  # rows are added to a store as it is
+        if not self.append:
+            storage = {"compress": self.compress, "chunk": self.chunk}
+            given = {"overwrite": self.overwrite, "to": self.to, "shards": self.shards, "storage": storage}
+        return Request((source,), place / self.dest, policy=Policy(workers, **policy), **given)
 
     def arguments(self) -> list[str]:
         """The same for the command line."""
         if self.append:
             return ["--append"]
         options = {"--to": self.to, "--compress": self.compress, "--chunk": self.chunk, "--shards": self.shards}
-        return [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return words + ["--overwrite"] * self.overwrite
 
 
 PLAIN = tuple(Target(f"out{suffix}") for suffix in SUFFIXES)
@@ -147,6 +157,7 @@ PACKED = (
 )
 SHARDED = (Target("parts-memmap", "memmap", shards=3), Target("parts-hdf5", "hdf5", shards=3))
 APPENDED = tuple(replace(target, append=True) for target in (*PLAIN, PACKED[1], SHARDED[1]))
+OVERWRITTEN = tuple(replace(target, overwrite=True) for target in (*PLAIN, PACKED[1], SHARDED[1]))
 
 
 _UNLISTED = " does not belong to the dataset"
@@ -160,13 +171,13 @@ class Trial:
 
     def __init__(self, root: Path, source: Path, target: Target) -> None:
         self.source, self.target = source, target
-        self.name = f"{source.name} {target.dest}{' append' * target.append}"
+        self.name = f"{source.name} {target.name}"
         self.place = root / self.name
         self.place.mkdir()
         self.request = target.request(source, self.place)
         self.dest = self.request.dest
         self._before, before = root / f"before {self.name}", ""
-        if target.append:
+        if target.there:
             before = target.first(half_of(source), self.place).run().manifest.content_digest
             self._before.mkdir()
             os.rename(self.dest, self._before / self.dest.name)
@@ -180,7 +191,7 @@ class Trial:
         """As it was before the run."""
         for path in self.place.iterdir():
             fsio.remove(path)
-        if self.target.append:
+        if self.target.there:
             kept = self._before / self.dest.name
             if kept.is_dir():
                 shutil.copytree(kept, self.dest)
@@ -192,7 +203,7 @@ class Trial:
         try:
             opened = open_store(self.dest)
         except StoreError as error:
-            return f"a reader is refused what was there before: {error}" if self.target.append else ""
+            return f"a reader is refused what was there before: {error}" if self.target.there else ""
         if opened.manifest.content_digest not in self._whole:
             return f"a reader sees {opened.manifest.rows} rows that are neither those before nor all"
         findings = verify(opened)
@@ -232,7 +243,7 @@ def half_of(source: Path) -> Path:
 
 
 def trials(root: Path) -> list[tuple[Path, Target]]:
-    """What runs are cut off: both inputs into each store, the ragged one into compressed and sharded ones too, and
-    added to what is there."""
+    """What runs are cut off: both inputs into each store, the ragged one into compressed and sharded ones too, added
+    to what is there, and in its place."""
     fixed, ragged = folders(root)
-    return [*product((fixed, ragged), PLAIN), *product((ragged,), (*PACKED, *SHARDED, *APPENDED))]
+    return [*product((fixed, ragged), PLAIN), *product((ragged,), (*PACKED, *SHARDED, *APPENDED, *OVERWRITTEN))]
