@@ -93,7 +93,8 @@ def command(
             raise UsageError(
                 f"{option} needs a store, and {known.name} is none yet. Rows of raw input: --contact FILE.png"
             )
-        findings = report.verify(opened) if verify and opened is not None else None
+        unlisted = () if known.unfinished is None else known.unfinished.names
+        findings = report.verify(opened, unlisted) if verify and opened is not None else None
         shown = dict(enumerate(report.head(opened, head))) if head and opened is not None else {}
         made = None
         if row is not None and opened is not None:

@@ -365,7 +365,7 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
         known = journal.read_plan(folder / PLAN)
         if known is None or known.get("makes") == hashed:
             if registry.is_dataset(dest):
-                for file in dataset.other_digests(dest, dataset.read(dest).content_digest):
+                for file in dataset.leftovers(dest, dataset.read(dest)):
                     fsio.remove(file)
             remove_work(folder)
         lock.release()
