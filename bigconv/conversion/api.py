@@ -34,6 +34,7 @@ from bigconv.conversion.splice import appended, retried
 from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
 from bigconv.remote.urls import Url, naming, parsed
+from bigconv.sniff import not_json
 from bigconv.sources.base import Source
 from bigconv.stores.base import configured
 from bigconv.view.opening import Opened, OpenedDataset, fetched, open_store
@@ -179,9 +180,12 @@ class Request:
             )
         if recipe.suffix == ".json" and recipe.is_file():
             try:
-                document = json.loads(recipe.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise UsageError(f"--recipe {recipe}: not JSON: {error}") from error
+                raw = recipe.read_bytes()
+                document = json.loads(raw.decode("utf-8"))
+            except OSError as error:
+                raise UsageError(f"--recipe {recipe}: can't be read: {error.strerror}") from error
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"--recipe {recipe}: can't be read: {not_json(raw, error)}") from error
         else:
             document = dict(open_store(recipe).manifest.recipe)
         return self.following(document)
