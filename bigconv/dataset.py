@@ -7,6 +7,7 @@ digest is that of one store with the same rows. Layout: docs/format.md.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ NAME = "manifest.json"
 _MAGIC = b"bigconv digests 1\n"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _PART = re.compile(rf"part-(?P<number>\d{{5,}})-(?P<uuid>{_UUID})(?:\.[a-z0-9]{{1,12}})?")
+_DIGESTS = re.compile(r"digests-[0-9a-f]{16}\.bin(?:\.new)?")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -96,6 +98,12 @@ class DatasetManifest(Manifest):
     def content_digest(self) -> str:
         return self.recorded
 
+    @property
+    def dropped(self) -> set[str]:
+        """Names of parts that were taken out."""
+        told = self.recipe.get("dropped")
+        return {name for name in told if _PART.fullmatch(str(name))} if isinstance(told, list) else set()
+
     @cached_property
     def part_bytes(self) -> int:
         """Bytes of all parts on disk."""
@@ -160,9 +168,27 @@ def digests_name(content_digest: str) -> str:
     return f"digests-{content_digest[:16]}.bin"
 
 
-def other_digests(path: Path, content_digest: str) -> list[Path]:
-    """Files of digests that the manifest no longer names: of a run that was cut off when it had changed it."""
-    return [file for file in path.glob("digests-*.bin") if file.name != digests_name(content_digest)]
+def leftovers(path: Path, manifest: DatasetManifest) -> list[Path]:
+    """What a change leaves when it is cut off: digests and dropped parts that the manifest doesn't name any more, or
+    not yet, and files that were to take the place of others."""
+    gone = manifest.dropped - {part.name for part in manifest.parts}
+    digests = digests_name(manifest.content_digest)
+
+    def left(name: str) -> bool:
+        return name in gone or name == f"{NAME}.new" or (name != digests and bool(_DIGESTS.fullmatch(name)))
+
+    return [path / name for name in sorted(os.listdir(path)) if left(name)]
+
+
+def unlisted(path: Path, manifest: DatasetManifest, plan: str) -> list[Path]:
+    """Parts in a directory that a plan has made, by its hash, and that the manifest doesn't list, or not yet."""
+
+    def made(name: str) -> bool:
+        found = _PART.fullmatch(name)
+        return found is not None and name == part_name(plan, int(found["number"]), Path(name).suffix)
+
+    listed = {part.name for part in manifest.parts}
+    return [path / name for name in sorted(os.listdir(path)) if name not in listed and made(name)]
 
 
 def digests_to_bytes(digests: Digests, schema: Schema) -> bytes:

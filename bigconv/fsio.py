@@ -326,6 +326,7 @@ def publish(work: Path, dest: Path) -> None:
     with writing(dest):
         if dest.is_dir() or (dest.exists() and work.is_dir()):
             old = work.with_name(work.name + ".replaced")
+            remove(old)  # of a run that was killed
             if not _exchange(work, dest):
                 os.rename(dest, old)
                 os.rename(work, dest)

@@ -20,6 +20,7 @@ from bigconv.digest import Digests
 from bigconv.errors import IncompleteStore, LaterVersion, SchemaError
 from bigconv.hashes import OPTIONS
 from bigconv.schema import Schema
+from bigconv.sniff import not_json
 
 FORMAT = "bigconv"
 VERSION = 1
@@ -128,14 +129,18 @@ def parsing(where: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IncompleteStore(f"{where}: the manifest can't be read: {error!s:.500}") from error
+        told = f"it has no {error}" if isinstance(error, KeyError) else f"{error!s:.500}"
+        raise IncompleteStore(f"{where}: the manifest can't be read: {told}") from error
 
 
 def unsealed(raw: bytes, where: str, form: str, newest: int) -> dict[str, Any]:
     """The object in a manifest of format `form`, its checksum checked; within `parsing`. Raises `LaterVersion`."""
     if len(raw) > MAX_BYTES:
         raise IncompleteStore(f"{where}: the manifest has {len(raw)} bytes, more than {MAX_BYTES}")
-    body = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_constant)
+    try:
+        body = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(not_json(raw, error)) from error
     if not isinstance(body, dict) or body.get("format") != form:
         raise ValueError(f"not a {form} manifest")
     version = body["version"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 _KNOWN = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the file: git lfs pull fetches it"),
     (b"<!doctype html", "a web page, as a failed download leaves it"),
@@ -33,3 +35,12 @@ def looks_at(path: str) -> str:
     """The same of a file. Raises `OSError`."""
     with open(path, "rb") as file:
         return looks(file.read(64))
+
+
+def not_json(raw: bytes, error: Exception) -> str:
+    """What is wrong with bytes that should be a document of JSON, by what reading them raised."""
+    if isinstance(error, RecursionError):
+        return "nested too deep for any document of a store"
+    if not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return str(error)
+    return "cut short or damaged" if raw.lstrip().startswith(b"{") else f"not JSON: {looks(raw[:64])}"

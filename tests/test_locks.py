@@ -12,7 +12,7 @@ import pytest
 
 from bigconv import fsio
 from bigconv.errors import OutputError
-from bigconv.locks import Lock
+from bigconv.locks import Lock, read_locked, try_lock
 
 
 def test_lock_is_exclusive_until_released(tmp_path: Path) -> None:
@@ -97,3 +97,54 @@ def test_the_name_of_a_locked_folder_is_durable(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "work").mkdir()
     Lock(tmp_path / "work" / "lock").release()
     assert folders == [tmp_path]
+
+
+def _free_elsewhere(path: Path, shared: bool = False) -> bool:
+    """Whether another process gets a lock."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if try_lock(path, shared) is not None else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_shared_lock_stays_until_the_last_has_released_it(tmp_path: Path) -> None:
+    """Within a process as between processes, though one process has one lock on a file."""
+    path = tmp_path / "lock"
+    one = try_lock(path, shared=True, make=True)
+    two = try_lock(path, shared=True)
+    assert one is not None
+    assert two is not None
+    assert try_lock(path) is None
+    assert _free_elsewhere(path, shared=True)
+    one.release()
+    one.release()  # no more than once
+    assert not _free_elsewhere(path)
+    assert try_lock(path) is None
+    del two
+    assert _free_elsewhere(path)
+    assert try_lock(path) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_what_is_locked_alone_can_be_written_read_and_shared(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = try_lock(path, make=True)
+    assert lock is not None
+    lock.write(b"12345")
+    lock.write(b"67")
+    assert read_locked(path) == b"67"
+    assert not _free_elsewhere(path, shared=True)  # to read it has given nothing up
+    lock.share()
+    assert _free_elsewhere(path, shared=True)
+    assert not _free_elsewhere(path)
+    other = try_lock(path, shared=True)
+    assert other is not None
+    assert lock.stands(path)
+    path.unlink()
+    assert not lock.stands(path)
+    lock.release()
+    assert lock.released
+    assert not other.released
+    with pytest.raises(FileNotFoundError):
+        try_lock(path)

@@ -12,6 +12,7 @@ from bigconv.cli import options
 
 if TYPE_CHECKING:
     from bigconv.conversion.api import Request
+    from bigconv.conversion.plan import Plan
     from bigconv.conversion.run import Outcome
 
 
@@ -443,22 +444,22 @@ def command(
     if dry_run:
         outcome_text.show_plan(request, request.plan()[0], json)
         return
-    outcome = _run(request, quiet, resume)
+    plan, outcome = _run(request, quiet, resume)
     if json:
-        options.print_json(outcome_text.as_json(outcome))
+        options.print_json(outcome_text.as_json(outcome, plan.notes))
     else:
-        outcome_text.show(outcome)
+        outcome_text.show(outcome, plan.notes)
 
 
-def _run(request: Request, quiet: bool, resume: bool) -> Outcome:
+def _run(request: Request, quiet: bool, resume: bool) -> tuple[Plan, Outcome]:
     from bigconv.conversion.build import state_of
     from bigconv.conversion.progress import progress
     from bigconv.errors import UsageError
 
     plan, done = request.plan()
     if done is not None:
-        return request.carry_out(plan, done)
+        return plan, request.carry_out(plan, done)
     if resume and state_of(request.dest) is None:
         raise UsageError(f"--resume: there is no unfinished work for {request.dest}")
     with progress(request.policy.inputs(plan.inputs), "rows", quiet) as step:
-        return request.carry_out(plan, None, step)
+        return plan, request.carry_out(plan, None, step)

@@ -93,7 +93,8 @@ def command(
             raise UsageError(
                 f"{option} needs a store, and {known.name} is none yet. Rows of raw input: --contact FILE.png"
             )
-        findings = report.verify(opened) if verify and opened is not None else None
+        unlisted = () if known.unfinished is None else known.unfinished.names
+        findings = report.verify(opened, unlisted) if verify and opened is not None else None
         shown = dict(enumerate(report.head(opened, head))) if head and opened is not None else {}
         made = None
         if row is not None and opened is not None:
@@ -112,8 +113,10 @@ def command(
 
 
 def _subject(paths: list[Path], from_: str | None, verify: bool) -> Subject:
+    from contextlib import suppress
+
     from bigconv import registry
-    from bigconv.errors import FindingsError, StoreError
+    from bigconv.errors import FindingsError, IncompleteStore, StoreError
     from bigconv.inspection.subject import Subject, subject
     from bigconv.view.opening import open_store
 
@@ -122,11 +125,16 @@ def _subject(paths: list[Path], from_: str | None, verify: bool) -> Subject:
             open_store(paths[0])  # a store without a manifest is not looked at as if it were another's
         return subject(paths, from_)
     except StoreError as error:
-        if verify and registry.is_dataset(paths[0]):
+        if not verify:
+            raise
+        ours = registry.is_dataset(paths[0])
+        if ours:
             from bigconv.view.opening import open_parts
 
-            return Subject(tuple(paths), open_parts(paths[0]), None)  # so that every part is told of
-        if not verify or not paths[0].exists() or paths[0].suffix not in registry.extensions("store"):
+            with suppress(IncompleteStore):  # the list itself is damaged
+                return Subject(tuple(paths), open_parts(paths[0]), None)  # so that every part is told of
+        known = ours or paths[0].suffix in registry.extensions("store")
+        if not paths[0].exists() or not known:
             raise
         # asked whether it is whole, and it isn't: that is an answer, not a refusal
         raise FindingsError(f"not verified: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bigconv.cli import options, text
@@ -53,8 +53,7 @@ def show_plan(request: Request, plan: Plan, as_json: bool) -> None:
         if reckoned.stores[plan.store.name] > free:
             out.print("[red]There is not enough free space.[/red]")
     _show_gaps(out, plan.source.describe())
-    for hint in reckoned.hints:
-        out.print(f"hint: {text.printable(hint)}", markup=False, highlight=False)
+    _show_hints(out, reckoned.hints)
 
 
 def _show_sizes(out: Any, chosen: str, reckoned: Estimate) -> None:
@@ -73,8 +72,8 @@ def _show_sizes(out: Any, chosen: str, reckoned: Estimate) -> None:
     out.print(f"data {text.size(reckoned.data)}; sizes by {rows} made and measured", style="dim")
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """What `--json` prints of a conversion."""
+def as_json(outcome: Outcome, notes: Sequence[str]) -> dict[str, Any]:
+    """What `--json` prints of a conversion. `notes`: of its plan."""
     from bigconv.dataset import DatasetManifest
 
     manifest = outcome.manifest
@@ -92,12 +91,12 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "content_digest": manifest.content_digest or None,
         "fields": manifest.schema.to_json(),
-        "warnings": [] if (missing := gaps(manifest.source)) is None else [missing],
+        "warnings": [*([] if (missing := gaps(manifest.source)) is None else [missing]), *notes],
     }
 
 
-def show(outcome: Outcome) -> None:
-    """The summary at the end, with the two lines of Python that read the result."""
+def show(outcome: Outcome, notes: Sequence[str]) -> None:
+    """The summary at the end, with the two lines of Python that read the result. `notes`: of its plan."""
     from rich.markup import escape
 
     from bigconv.dataset import DatasetManifest
@@ -110,6 +109,7 @@ def show(outcome: Outcome) -> None:
     if outcome.status == "unchanged":
         out.print(f"{bold}: unchanged, skipped · {text.plural(manifest.rows, 'row')}")
         _show_gaps(out, manifest.source)
+        _show_hints(out, notes)
         return
     resumed = f" ({text.count(outcome.resumed_rows)} from before)" if outcome.resumed_rows else ""
     parts = f" in {text.plural(len(manifest.parts), 'part')}" if isinstance(manifest, DatasetManifest) else ""
@@ -123,6 +123,7 @@ def show(outcome: Outcome) -> None:
         out.print(finalize_next(outcome), highlight=False)
         return
     _show_gaps(out, manifest.source)
+    _show_hints(out, notes)
     out.print(f"content digest {manifest.content_digest}", style="dim")
     out.print("read it:")
     out.print("  from bigconv.runtime import StoreDataset", markup=False, highlight=False)
@@ -133,6 +134,11 @@ def _show_gaps(out: Any, source: Mapping[str, Any]) -> None:
     missing = gaps(source)
     if missing is not None:
         out.print(f"[yellow]warning[/yellow]: {missing}: never written, or lost")
+
+
+def _show_hints(out: Any, hints: Sequence[str]) -> None:
+    for hint in hints:
+        out.print(f"hint: {text.printable(hint)}", markup=False, highlight=False)
 
 
 def finalize_next(outcome: Outcome) -> str:

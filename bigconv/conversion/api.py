@@ -15,7 +15,7 @@ from typing import Any
 
 from bigconv import fsio, registry
 from bigconv.conversion import unpublished
-from bigconv.conversion.build import drop_leftovers
+from bigconv.conversion.build import drop_leftovers, replaced
 from bigconv.conversion.destination import check_dest, unchanged
 from bigconv.conversion.engines import check_engine
 from bigconv.conversion.options import GENERAL, chosen_digest, exists, find_source, make_steps, recognise, replay
@@ -34,6 +34,7 @@ from bigconv.conversion.splice import appended, retried
 from bigconv.errors import UsageError
 from bigconv.manifest import Manifest
 from bigconv.remote.urls import Url, naming, parsed
+from bigconv.sniff import not_json
 from bigconv.sources.base import Source
 from bigconv.stores.base import configured
 from bigconv.view.opening import Opened, OpenedDataset, fetched, open_store
@@ -156,9 +157,9 @@ class Request:
         if self.append or self.retry_rejects:
             completed = (appended if self.append else retried)(plan, there)
             return (plan, same) if completed is None else (completed, None)
-        if not self.overwrite and unchanged(plan, there):
-            return plan, same
-        return plan, None
+        # what is overwritten is made anew, unless that has just been done
+        just = self.overwrite and not self.policy.restart and replaced(self.dest, plan.hash)
+        return plan, same if just or (not self.overwrite and unchanged(plan, there)) else None
 
     def _read(self, source: Source) -> dict[str, Any]:
         """How the source is told to read, as the recipe keeps it: nothing of this machine."""
@@ -179,9 +180,12 @@ class Request:
             )
         if recipe.suffix == ".json" and recipe.is_file():
             try:
-                document = json.loads(recipe.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise UsageError(f"--recipe {recipe}: not JSON: {error}") from error
+                raw = recipe.read_bytes()
+                document = json.loads(raw.decode("utf-8"))
+            except OSError as error:
+                raise UsageError(f"--recipe {recipe}: can't be read: {error.strerror}") from error
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"--recipe {recipe}: can't be read: {not_json(raw, error)}") from error
         else:
             document = dict(open_store(recipe).manifest.recipe)
         return self.following(document)

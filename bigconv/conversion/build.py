@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,13 @@ from bigconv.view.table import StoreView
 
 PROVENANCE = "provenance"  # in DEST.partial: of work that is whole and wasn't published
 PLAN = "plan.json"  # in DEST.partial: what is being made
+REPLACES = "replaces"  # in DEST.partial: the plan of the store at DEST whose place is taken
 #: all that may stand in DEST.partial beside the store; some of it is made by parts.py, ranks.py and shard_fields.py
 NOTES = frozenset(
-    (PLAN, PROVENANCE, "lock", "journal", "origin", "seen", "rejects.jsonl", "results", "cut", "ranks", "fields")
+    (
+        *(PLAN, PROVENANCE, REPLACES, "lock", "journal", "origin", "seen", "rejects.jsonl"),
+        *("results", "cut", "ranks", "fields"),
+    )
 )
 CHECKPOINT_SECONDS = 5.0  # at least; a checkpoint that takes long is followed by a longer stretch
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into checkpoints
@@ -182,7 +186,7 @@ class Build:
         self.writer.seal(manifest)
         fsio.sync_tree(self.work)
         self.keep_rejects()
-        fsio.publish(self.work, self.dest)
+        put_in_place(self.work, self.dest, self.plan.hash)
         return open_store(self.dest).manifest  # as it was sealed, and as every reader will see it
 
     def _provenance(self) -> provenance.Provenance:
@@ -205,7 +209,7 @@ class Build:
         assert self.journal is not None
         self.journal.close()
         if not keep or not self.journal.records:
-            fsio.remove(self.folder)
+            remove_work(self.folder)
         self._lock.release()
 
 
@@ -243,9 +247,8 @@ def known_work(dest: Path, plan: Plan) -> dict[str, Any] | None:
     folder = partial_folder(dest)
     known = journal.read_plan(folder / PLAN)
     if known is not None and known["hash"] != plan.hash:
-        with suppress(StoreError):
-            if open_store(dest).manifest.plan == known.get("makes"):
-                return None
+        if _plan_at(dest) == known.get("makes"):
+            return None
         told = "; ".join(differences(plan, known["document"])) or "another version of bigconv"
         raise OutputError(
             f"{folder}: unfinished work of another conversion ({told}).\n"
@@ -262,6 +265,51 @@ def begin_anew(folder: Path, plan: Plan) -> None:
     makes = (plan.stands_for or plan).hash  # the plan that the store will be known by
     document = {"version": journal.VERSION, "hash": plan.hash, "makes": makes, "document": plan.document()}
     journal.write_plan(folder / PLAN, document)
+
+
+def put_in_place(work: Path, dest: Path, hashed: str, first: str = "") -> None:
+    """Publish a finished store. `hashed`: of the plan that the unfinished work goes by; `first`: folder of the first of
+    several datasets.
+
+    Where it replaces another, the two change names, and a run that goes on after a kill has to tell them apart: by the
+    plan of the old one, which is noted before. Of one plan, they can't be told apart, so then it begins anew.
+    """
+    folder = partial_folder(dest)
+    if dest.exists():
+        old = _plan_at(dest / first)
+        if old != hashed:
+            fsio.replace_file(folder / REPLACES, old.encode())
+        else:
+            fsio.remove(folder / PLAN)
+            fsio.sync_folder(folder)
+    fsio.publish(work, dest)
+
+
+def replaced(dest: Path, hashed: str, first: str = "") -> bool:
+    """Whether the store at a destination was put there by a run of this plan that was killed before it could end."""
+    try:
+        return (partial_folder(dest) / REPLACES).read_bytes() != hashed.encode() == _plan_at(dest / first).encode()
+    except OSError:
+        return False
+
+
+def _plan_at(path: Path) -> str:
+    """Hash of the plan of a store; empty for what can't be opened."""
+    try:
+        return open_store(path).manifest.plan
+    except StoreError:
+        return ""
+
+
+def remove_work(folder: Path) -> None:
+    """Remove a folder of unfinished work. The note of what it replaces goes last: without it, what is left of a store
+    would be taken for work to go on from."""
+    if (folder / REPLACES).exists():
+        for path in list(folder.iterdir()):
+            if path.name not in (REPLACES, "lock"):
+                fsio.remove(path)
+        fsio.sync_folder(folder)
+    fsio.remove(folder)
 
 
 def prove(
@@ -317,9 +365,9 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
         known = journal.read_plan(folder / PLAN)
         if known is None or known.get("makes") == hashed:
             if registry.is_dataset(dest):
-                for file in dataset.other_digests(dest, dataset.read(dest).content_digest):
+                for file in dataset.leftovers(dest, dataset.read(dest)):
                     fsio.remove(file)
-            fsio.remove(folder)
+            remove_work(folder)
         lock.release()
     except OutputError:
         return  # in use, or not ours to judge

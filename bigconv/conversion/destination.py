@@ -66,7 +66,7 @@ def _opened(dest: Path, overwrite: bool) -> Opened:
 def _only_ours(there: OpenedDataset) -> None:
     """Nothing of a user's is in a directory that is going to be replaced."""
     for name in sorted(os.listdir(there.path)):
-        if name != dataset.NAME and not name.startswith(("part-", "digests-")):
+        if name.removesuffix(".new") != dataset.NAME and not name.startswith(("part-", "digests-")):
             raise OutputError(f"{there.path}: not replaced, because bigconv didn't write {name} in it; move it away")
 
 

@@ -153,6 +153,7 @@ def _of_rejects(sample: _Sample) -> Iterator[str]:
 
 def _hints(plan: Plan, data: int, rows: int, stores: dict[str, int]) -> Iterator[str]:
     """What a person would want to know before the run, and what to type."""
+    yield from plan.notes
     mine = plan.store.name
     best = min(stores, key=lambda name: stores[name])
     if stores[mine] > PAGED * data and stores[best] < stores[mine] / PAGED:

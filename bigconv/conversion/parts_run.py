@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 from bigconv import __version__, dataset, fsio
 from bigconv.block import Index
 from bigconv.class_counts import summed
-from bigconv.conversion.build import begin_anew, known_work, rejects_file
+from bigconv.conversion.build import begin_anew, known_work, put_in_place, rejects_file, remove_work, state_of
 from bigconv.conversion.engines import engine_for
 from bigconv.conversion.parts import RESULTS, Control, Engine, Job, Output, Result, Task, read_result
 from bigconv.conversion.parts_cut import PartSpec
@@ -122,10 +122,21 @@ def prepare(job: Job) -> None:
     with fsio.writing(job.folder):
         job.folder.mkdir(exist_ok=True)
     if job.policy.restart or known_work(job.dest, job.plan) is None:
+        _drop_unlisted(job)
         begin_anew(job.folder, job.plan)
     with fsio.writing(job.folder):
         (job.folder / RESULTS).mkdir(exist_ok=True)
         job.work.mkdir(exist_ok=True)
+
+
+def _drop_unlisted(job: Job) -> None:
+    """Remove parts that unfinished work which is given up has put into a dataset already."""
+    kept = job.outputs[0].kept
+    with suppress(OutputError):
+        given_up = state_of(job.dest)
+        if kept is not None and given_up is not None:
+            for path in dataset.unlisted(job.dest, kept.manifest, str(given_up["hash"])):
+                fsio.remove(path)
 
 
 def _begin(job: Job) -> None:
@@ -165,7 +176,7 @@ def _claimed(job: Job) -> Iterator[None]:
             fsio.remove(job.folder)
         raise
     else:
-        fsio.remove(job.folder)
+        remove_work(job.folder)
     finally:
         lock.release()
 
@@ -229,7 +240,7 @@ def publish(job: Job, results: Results) -> dict[str, DatasetManifest]:
     kept = job.outputs[0].kept
     if kept is None or kept.origin is not None:  # behind a URL: what is new is uploaded from here
         fsio.sync_folder(job.work)
-        fsio.publish(job.work, job.dest)
+        put_in_place(job.work, job.dest, job.plan.hash, job.outputs[0].folder)
     else:
         added(job.work, kept, manifests[""])
     return manifests
@@ -324,12 +335,15 @@ def added(work: Path, there: OpenedDataset, manifest: DatasetManifest) -> None:
 
 
 def listed(there: OpenedDataset, manifest: DatasetManifest) -> None:
-    """Exchange the manifest of a dataset, and with it the digests, in one step. Raises `IncompleteStore`."""
+    """Exchange the manifest of a dataset, and with it the digests, in one step, and remove what it no longer names.
+
+    Raises `IncompleteStore`.
+    """
     for part in manifest.parts:
         if not (there.path / part.name).exists():
             raise IncompleteStore(f"{there.path}: {part.name} is missing")
     name = dataset.digests_name(manifest.content_digest)
     fsio.replace_file(there.path / name, dataset.digests_to_bytes(manifest.digests, manifest.schema))
     fsio.replace_file(there.path / dataset.NAME, manifest.to_bytes())
-    for file in dataset.other_digests(there.path, manifest.content_digest):
+    for file in dataset.leftovers(there.path, manifest):
         fsio.remove(file)

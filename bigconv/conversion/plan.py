@@ -45,6 +45,11 @@ class Plan:
         return sum(len(span) for span in self.spans)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the source has seen that may not be meant."""
+        return tuple(getattr((self.stands_for or self).source, "notes", ()))
+
+    @property
     def work(self) -> Work:
         return Work(self.source, self.steps, self.schema)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bigconv import registry
 from bigconv.conversion.api import available_cores
-from bigconv.conversion.build import drop_leftovers
+from bigconv.conversion.build import drop_leftovers, replaced
 from bigconv.conversion.destination import all_unchanged, check_datasets
 from bigconv.conversion.engines import check_engine
 from bigconv.conversion.options import chosen_digest
@@ -90,7 +90,11 @@ class ShardRequest:
         )
         first = next(iter(plans.values()))
         todo = first if self.merges else Job(self.dest, outputs, self.policy)
-        if there and not self.overwrite and all_unchanged(self.dest, plans, there):
+        if self.overwrite:  # made anew, unless that has just been done
+            same = bool(there) and not self.policy.restart and replaced(self.dest, first.hash, next(iter(plans)))
+        else:
+            same = bool(there) and all_unchanged(self.dest, plans, there)
+        if same:
             manifests = {name: opened.manifest for name, opened in there.items()}
             return todo, Outcome("unchanged", next(iter(manifests.values())), self.dest, datasets=manifests)
         return todo, None

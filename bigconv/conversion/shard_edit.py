@@ -23,7 +23,7 @@ from bigconv.conversion.parts_run import joined, listed, prepare
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, interruptible
 from bigconv.conversion.shard_source import Pick, parse_split
-from bigconv.dataset import DatasetManifest, Part
+from bigconv.dataset import DatasetManifest, Part, leftovers, part_of
 from bigconv.digest import block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
 from bigconv.locks import Lock
@@ -39,13 +39,15 @@ There = TypeVar("There", bound=Opened)
 def drop_parts(path: Path, names: Sequence[str]) -> tuple[DatasetManifest, list[str]]:
     """Take parts out of a dataset, by name or number. The rows behind them move up; their bytes stay as they are.
 
-    Gives the new manifest, and the names of the parts that are gone.
+    Gives the new manifest, and the names of the parts that are gone, also of those that were before.
     Raises `UsageError` for a part that isn't there, `IncompleteStore` when a part that stays turns out damaged.
     """
     with changing(path, open_parts) as (there, _):
         old = there.manifest
         gone = {_named(there, name) for name in names}
         left = [number for number, part in enumerate(old.parts) if part.name not in gone]
+        if len(left) == len(old.parts):
+            return old, sorted(gone)
         if not left:
             raise UsageError(f"{path}: all parts would be dropped; remove the folder instead")
         starts = np.concatenate([[0], np.cumsum(there.part_rows)])
@@ -54,15 +56,13 @@ def drop_parts(path: Path, names: Sequence[str]) -> tuple[DatasetManifest, list[
             pieces.append((row, _inner(there, number, int(starts[number]), row)))
             row += old.parts[number].rows
         parts = tuple(old.parts[number] for number in left)
-        dropped = sorted({*old.recipe.get("dropped", []), *gone})
+        dropped = sorted({*old.dropped, *gone})
         plan = hashlib.sha256(f"{old.plan} without {' '.join(dropped)}".encode()).hexdigest()
         counts = summed(there.part(number).manifest.counts for number in left) if old.counts else {}
         recipe = {**old.recipe, "dropped": dropped}
         new = replace(old, parts=parts, rows=row, recipe=recipe, plan=plan, counts=counts)
         new = _redigested(there, new, pieces)
         listed(there, new)
-        for name in gone:
-            fsio.remove(path / name)
         fsio.sync_folder(path)
         return new, sorted(gone)
 
@@ -88,11 +88,12 @@ def _redigested(
 
 
 def _named(there: OpenedDataset, name: str) -> str:
-    """The part that a user means. Raises `UsageError`."""
-    known = {part.name: part for part in there.manifest.parts}
-    fits = [n for n, part in known.items() if name in (n, part.uuid, str(part.number), f"part-{part.number:05}")]
+    """The part that a user means, which may have been dropped before. Raises `UsageError`."""
+    known = [part.name for part in there.manifest.parts]
+    numbered = {n: part_of(n) for n in (*known, *there.manifest.dropped)}
+    fits = [n for n, (number, uuid) in numbered.items() if name in (n, uuid, str(number), f"part-{number:05}")]
     if len(fits) != 1:
-        shown = [*known][:8]
+        shown = known[:8]
         raise UsageError(f"{there.path}: {unknown('part', name, shown)}{' …' if len(known) > len(shown) else ''}")
     return fits[0]
 
@@ -215,14 +216,21 @@ def _sources(there: OpenedDataset, given: Sequence[Path]) -> list[Path]:
 
 @contextmanager
 def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[There, Path]]:
-    """A store or dataset that nobody else changes meanwhile, and the folder for unfinished work, which is locked."""
+    """A store or dataset that nobody else changes meanwhile, and the folder for unfinished work, which is locked.
+
+    What an earlier change has left that was cut off is removed.
+    """
     opening(path)  # or there would be no use for a folder
     folder = partial_folder(path)
     with fsio.writing(folder):
         folder.mkdir(exist_ok=True)
     lock = Lock(folder / "lock")
     try:
-        yield opening(path), folder
+        there = opening(path)
+        if isinstance(there, OpenedDataset):
+            for file in leftovers(path, there.manifest):
+                fsio.remove(file)
+        yield there, folder
     finally:
         if folder.exists() and [p.name for p in folder.iterdir()] == ["lock"]:
             fsio.remove(folder)

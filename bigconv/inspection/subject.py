@@ -15,6 +15,7 @@ from bigconv.inspection.datasets import Dataset, container, datasets
 from bigconv.inspection.diff import Side
 from bigconv.inspection.rows import Rows, StoreRows
 from bigconv.inspection.stats import FieldStats
+from bigconv.inspection.unfinished import Unfinished, unfinished
 from bigconv.inspection.warnings import Complaint, Facts, warnings
 from bigconv.schema import Schema
 from bigconv.view.opening import Opened, address, in_place, open_store
@@ -65,7 +66,11 @@ class Subject:
         rejected = 0 if self.raw is None or self.raw.rows is None else self.raw.rows.rejected
         counts = {} if self.opened is None else self.opened.manifest.counts
         known = (self.paths[0], self.opened is not None, self.container, self.datasets, self.rows, stats, rejected)
-        return warnings(Facts(*known, counts, self._gaps()))
+        return warnings(Facts(*known, counts, self._gaps(), self.unfinished))
+
+    @cached_property
+    def unfinished(self) -> Unfinished | None:
+        return unfinished(self.paths[0], self.opened)
 
     def _gaps(self) -> str | None:
         if self.opened is not None:

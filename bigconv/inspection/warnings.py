@@ -16,6 +16,7 @@ from bigconv.class_counts import Counts, Distinct, counted, named
 from bigconv.inspection.datasets import Dataset
 from bigconv.inspection.rows import Rows
 from bigconv.inspection.stats import FieldStats
+from bigconv.inspection.unfinished import Unfinished
 from bigconv.schema import Field, Schema
 from bigconv.words import plural
 
@@ -54,6 +55,7 @@ class Facts:
     rejected: int = 0
     counts: Counts = default(default_factory=dict)  # rows of each class, as a manifest has them
     gaps: str | None = None  # what was not all there of what was, or would be, converted
+    unfinished: Unfinished | None = None
 
     @property
     def count(self) -> int | None:
@@ -94,9 +96,8 @@ def _whole(facts: Facts) -> Iterator[Complaint]:
             n = sum(1 for _ in file)
         problem = f"{plural(n, 'input')} could not be read and {'is' if n == 1 else 'are'} left out: {rejects.name}"
         yield Complaint("rejects", (), problem, f"bigconv convert SOURCE {shlex.quote(str(path))} --retry-rejects")
-    if path.name and path.with_name(path.name + ".partial").is_dir():
-        problem = "a conversion into this store was begun and not finished"
-        yield Complaint("unfinished", (), problem, f"bigconv convert SOURCE {shlex.quote(str(path))} --resume")
+    if facts.unfinished is not None:
+        yield Complaint("unfinished", (), facts.unfinished.problem, facts.unfinished.fix)
 
 
 def _public(facts: Facts) -> list[Dataset]:

@@ -13,6 +13,7 @@ import numpy as np
 from bigconv import fsio
 from bigconv.errors import IncompleteStore
 from bigconv.inspection.datasets import MOST, Dataset
+from bigconv.sniff import not_json
 
 DOCUMENT_BYTES = 64 << 20  # 64 MiB: a bigconv manifest may be in the root's; that of an array has under 10 KiB
 ARRAYS = {"zarr.json": 3, ".zarray": 2}
@@ -57,15 +58,19 @@ def _stored(files: Mapping[str, int]) -> dict[str, int]:
 
 
 def _document(file: Path, size: int) -> dict[str, Any]:
+    raw = b""
     try:
         if size > DOCUMENT_BYTES:
             raise ValueError(f"{size} bytes are more than metadata has")
-        document = json.loads(file.read_bytes())
+        raw = file.read_bytes()
+        document = json.loads(raw)
         if not isinstance(document, dict):
             raise ValueError("not an object")
         return document
-    except (ValueError, OSError, RecursionError) as error:
-        raise IncompleteStore(f"{file}: can't be read: {error}") from error
+    except OSError as error:
+        raise IncompleteStore(f"{file}: can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise IncompleteStore(f"{file}: can't be read: {not_json(raw, error)}") from error
 
 
 def _version_2(name: str, document: dict[str, Any], stored: int) -> Dataset:

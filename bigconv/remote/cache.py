@@ -21,12 +21,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from weakref import WeakSet
 
 from bigconv import fsio
 from bigconv.errors import OutputError, UsageError
+from bigconv.locks import FileLock, read_locked, try_lock
 
 LIMIT = 32 << 30  # 32 GiB: a small share of the local disk of a machine that trains
 WAIT_SECONDS = 60.0  # for others to be done with what they hold, before the limit is passed
@@ -35,7 +34,6 @@ WHOLE = "whole"  # the entry of what is not in parts
 COPY = "copy"
 _held: Counter[tuple[Path, int]] = Counter()  # locks of entries, and the thread that holds them
 _counting = threading.Lock()
-_locks: WeakSet[FileIO] = WeakSet()  # all that are open in this process
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,15 @@ class Entry:
 class Lease:
     """An entry that stays where it is as long as somebody holds this."""
 
-    def __init__(self, entry: Entry, file: FileIO) -> None:
-        self.path, self._file = entry.target, file
+    def __init__(self, entry: Entry, lock: FileLock) -> None:
+        self.path, self._lock = entry.target, lock
         self._key = entry.lock, threading.get_ident()
         with _counting:
             _held[self._key] += 1
 
     def release(self) -> None:
-        if not self._file.closed:
-            self._file.close()
+        if not self._lock.released:
+            self._lock.release()
             with _counting:
                 _held[self._key] -= 1
 
@@ -112,14 +110,14 @@ class Cache:
 
     def held(self, entry: Entry) -> Lease | None:
         """An entry that is here, held; None when it isn't. Waits while somebody fetches it."""
-        file = _locked(entry.lock, shared=True)
-        if file is None:
+        lock = _locked(entry.lock, shared=True)
+        if lock is None:
             return None
         if not entry.target.exists():
-            file.close()
+            lock.release()
             return None
-        os.utime(file.fileno() if os.utime in os.supports_fd else entry.lock)
-        return Lease(entry, file)
+        os.utime(entry.lock)
+        return Lease(entry, lock)
 
     def keep(self, path: Path, data: bytes) -> None:
         """A small file that never changes, beside the entries."""
@@ -133,8 +131,8 @@ class Cache:
     def _make(self, entry: Entry, nbytes: int, make: Callable[[Path], None]) -> Lease | None:
         """Make the entry unless somebody else just has. Its lock is taken while room for it is made, so that what it
         takes is counted by everybody from then on."""
-        file = self._reserved(entry, nbytes)
-        if file is None:
+        lock = self._reserved(entry, nbytes)
+        if lock is None:
             return None
         try:
             if not entry.target.exists():
@@ -143,40 +141,38 @@ class Cache:
                     fsio.sync_tree(entry.partial)
                     os.rename(entry.partial, entry.target)
                     fsio.sync_folder(entry.target.parent)
-            _share(file)
-            if _stands(file, entry.lock) and entry.target.exists():  # nobody has removed it meanwhile
-                return Lease(entry, file)
+            lock.share()
+            if lock.stands(entry.lock) and entry.target.exists():  # nobody has removed it meanwhile
+                return Lease(entry, lock)
         except BaseException:
-            file.close()
+            lock.release()
             raise
-        file.close()
+        lock.release()
         return None
 
-    def _reserved(self, entry: Entry, nbytes: int) -> FileIO | None:
+    def _reserved(self, entry: Entry, nbytes: int) -> FileLock | None:
         """The lock of an entry, with room for it; None when somebody else has begun on it meanwhile."""
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             with self._alone(), fsio.writing(entry.lock):
                 entry.lock.parent.mkdir(parents=True, exist_ok=True)
                 entry.target.parent.mkdir(parents=True, exist_ok=True)
-                file = _opened(entry.lock, make=True)
-                if not _try_lock(file, shared=False):
-                    file.close()
+                lock = try_lock(entry.lock, make=True)
+                if lock is None:
                     break
                 in_the_way = self._make_room(nbytes, entry)
                 if not in_the_way or (in_the_way == "held" and time.monotonic() > deadline):
-                    file.truncate(0)
-                    file.write(str(nbytes).encode())
-                    return file
-                if not file.seek(0, os.SEEK_END):
+                    lock.write(str(nbytes).encode())
+                    return lock
+                if not entry.lock.stat().st_size:
                     _unlink(entry.lock)  # made just now, for nothing
-                file.close()
+                lock.release()
             if in_the_way == "coming":  # that ends by itself
                 deadline = time.monotonic() + WAIT_SECONDS
             time.sleep(PAUSE_SECONDS)
         other = _locked(entry.lock, shared=True)  # waits until it is done
         if other is not None:
-            other.close()
+            other.release()
         return None
 
     def _make_room(self, nbytes: int, wanted: Entry) -> str:
@@ -204,7 +200,7 @@ class Cache:
                 continue
             for item in locks:
                 try:
-                    size, seen = int(Path(item).read_bytes() or b"0"), item.stat().st_mtime
+                    size, seen = int(read_locked(Path(item)) or b"0"), item.stat().st_mtime
                 except (OSError, ValueError):
                     continue
                 yield seen, size, Entry(folder, label, item.name)
@@ -219,10 +215,12 @@ class Cache:
     def _alone(self) -> Iterator[None]:
         with fsio.writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-        file = _locked(self.root / "lock", shared=False, make=True)
-        assert file is not None
-        with file:
+        lock = _locked(self.root / "lock", shared=False, make=True)
+        assert lock is not None
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def cache_folder() -> Path:
@@ -241,12 +239,16 @@ def cache_folder() -> Path:
 def _remove(entry: Entry) -> str | None:
     """Remove an entry; if that can't be: because it is `coming`, or `held` by those about to open it."""
     try:
-        file = _opened(entry.lock)
+        lock = try_lock(entry.lock)
+        if lock is None:
+            shared = try_lock(entry.lock, shared=True)
+            if shared is None:
+                return "coming"
+            shared.release()
+            return "held"
     except OSError:
         return None  # gone already
-    with file:
-        if not _try_lock(file, shared=False):
-            return "held" if _try_lock(file, shared=True) else "coming"
+    try:
         gone = entry.partial.with_name(f"{entry.name}.gone.partial")
         try:
             os.rename(entry.target, gone)  # at once: nobody sees half of it
@@ -256,9 +258,11 @@ def _remove(entry: Entry) -> str | None:
             return "held"
         fsio.remove(gone)
         fsio.remove(entry.partial)
-        file.truncate(0)
+        lock.write(b"")
         _unlink(entry.lock)
         return None
+    finally:
+        lock.release()
 
 
 def _unlink(path: Path) -> None:
@@ -266,82 +270,29 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _opened(path: Path, make: bool = False) -> FileIO:
-    file = open(path, "a+b" if make else "r+b", buffering=0)  # noqa: SIM115  held by the caller
-    _locks.add(file)
-    return file
-
-
-def _locked(path: Path, shared: bool, make: bool = False) -> FileIO | None:
+def _locked(path: Path, shared: bool, make: bool = False) -> FileLock | None:
     """A lock on a file, waited for; None when there is no such file."""
     while True:
         try:
-            file = _opened(path, make)
+            lock = try_lock(path, shared, make)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror}; BIGCONV_CACHE names another folder") from error
-        _wait_lock(file, shared)
-        if _stands(file, path):
-            return file
-        file.close()  # removed while it was waited for
-
-
-def _stands(file: FileIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
+        if lock is None:
+            time.sleep(PAUSE_SECONDS)
+        elif lock.stands(path):
+            return lock
+        else:
+            lock.release()  # removed while it was waited for
 
 
 def _forked() -> None:
-    """A forked process would keep locked what other threads of its parent have locked, for as long as it lives."""
+    """A forked process holds none of the locks of its parent."""
     global _counting
     _counting = threading.Lock()
     _held.clear()
-    for file in list(_locks):
-        file.close()
 
 
-if sys.platform == "win32":
-    # A lock of a byte far behind the text, as others couldn't read what is locked. There is none to share: who is about
-    # to open waits for who fetches, and holds nothing, as Windows itself keeps what is open from being removed.
-    import msvcrt
-
-    _BYTE = 1 << 30
-
-    def _wait_lock(file: FileIO, shared: bool) -> None:
-        while not _try_lock(file, shared):
-            time.sleep(PAUSE_SECONDS)
-
-    def _try_lock(file: FileIO, shared: bool) -> bool:
-        file.seek(_BYTE)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        if shared:
-            _share(file)
-        return True
-
-    def _share(file: FileIO) -> None:
-        file.seek(_BYTE)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _wait_lock(file: FileIO, shared: bool) -> None:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-
-    def _try_lock(file: FileIO, shared: bool) -> bool:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
-    def _share(file: FileIO) -> None:
-        fcntl.flock(file, fcntl.LOCK_SH)
-
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)

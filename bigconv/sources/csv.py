@@ -22,6 +22,7 @@ from bigconv.errors import InputError, UsageError
 from bigconv.schema import unknown
 from bigconv.sources import table
 from bigconv.sources.columns import Column, Pack, parse_dtypes
+from bigconv.sources.csv_stray import strays
 from bigconv.sources.csv_text import Dialect, Header
 from bigconv.sources.records import Records
 from bigconv.sources.text_table import Extent, TextTable
@@ -41,6 +42,7 @@ class Csv(TextTable):
     headers: tuple[Header, ...]  # of each file
     types: Mapping[str, Any]  # column → Arrow type
     inferred: tuple[str, ...]  # columns of numbers that nobody said are numbers
+    notes: tuple[str, ...] = ()  # what the sample shows that may not be meant
 
     @classmethod
     def find(
@@ -91,7 +93,10 @@ class Csv(TextTable):
         layout = _laid_out(known, types, columns, pack, fill)
         numbers = (pa.int64(), pa.uint64(), pa.float64())
         inferred = tuple(c.name for c in layout.columns if c.name not in asked and c.type in numbers)
-        return cls(files, records, dialect.syntax, layout, dialect, headers, types, inferred)
+        text = [c.name for c in layout.columns if c.name not in asked and types[c.name] == pa.string()]
+        samples = records.samples(files, dialect.syntax, SAMPLE_BYTES, SAMPLE_PIECES)
+        notes = tuple(strays(files, records, dialect, headers, samples, text)) if text else ()
+        return cls(files, records, dialect.syntax, layout, dialect, headers, types, inferred, notes)
 
     def parse(self, data: bytes, file: int, threads: bool) -> Any:
         names, data = self.headers[file].columns, self.dialect.utf8(data)

@@ -46,6 +46,10 @@ class KeptPath:
         return self.inner.options
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(getattr(self.inner, "notes", ()))
+
+    @property
     def hints(self) -> tuple[str, ...]:
         return self.inner.hints
 

@@ -23,7 +23,7 @@ from bigconv import words
 from bigconv.errors import InputError
 from bigconv.manifest import unique
 from bigconv.schema import DTYPES
-from bigconv.sniff import looks_at
+from bigconv.sniff import not_json
 from bigconv.sources.filelist import FileList
 from bigconv.sources.foreign import MAX_DATASETS, Dataset, ForeignArrays
 
@@ -173,17 +173,18 @@ def _document(folder: Path) -> dict[str, Any] | None:
         file = folder / name
         if not file.is_file():
             continue
+        raw = b""
         try:
             if file.stat().st_size > MAX_DOCUMENT:
                 raise ValueError(f"more than {MAX_DOCUMENT} bytes")
-            document = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=unique)
+            raw = file.read_bytes()
+            document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
             if not isinstance(document, dict):
                 raise TypeError("no object of JSON")
             if name == "zarr.json" and document.get("node_type") not in ("array", "group"):
                 raise ValueError("neither an array nor a group")
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            what = f"not JSON: {looks_at(str(file))}" if isinstance(error, json.JSONDecodeError) else str(error)[:120]
-            raise InputError(f"{file}: damaged: {what}") from error
+            raise InputError(f"{file}: damaged: {not_json(raw, error):.120}") from error
         if name == "zarr.json":
             return document
         return {**document, "node_type": "array" if name == ".zarray" else "group"}

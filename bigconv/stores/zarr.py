@@ -23,6 +23,7 @@ from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest, canonical, unique
 from bigconv.remote.urls import Url
 from bigconv.schema import Field, Part, Schema
+from bigconv.sniff import not_json
 from bigconv.stores import folder, frames
 from bigconv.stores.base import Chunked, Packed, RaggedColumns, Strided, Whereabouts
 from bigconv.stores.columns import part_items, take_column
@@ -90,7 +91,7 @@ class Zarr:
                 raise IncompleteStore(f"{path}: {METADATA} is not that of a Zarr 3 group: damaged or edited")
             return canonical(attributes[ATTRIBUTE])
         except (ValueError, RecursionError) as error:
-            raise IncompleteStore(f"{path}: {METADATA} can't be read: {error}") from error
+            raise IncompleteStore(f"{path}: {METADATA} can't be read: {not_json(raw, error)}") from error
 
     def attachment(self, path: Path, name: str) -> bytes | None:
         array, part = _attached(path, name)

@@ -20,6 +20,7 @@ from bigconv.manifest import Manifest
 from bigconv.remote.cache import Lease
 from bigconv.remote.mirror import GONE, Look, Mirror, local_copy, mirror_of, mtime
 from bigconv.remote.urls import Url, parsed
+from bigconv.sniff import looks_at
 from bigconv.stores.base import InPlace, StoreReader, recalled
 from bigconv.view.documents import documents, manifest_at
 
@@ -340,8 +341,12 @@ def _what_instead(path: Path, told: str) -> str:
         return f"{told}: no such file or folder"
     if path.is_dir() and any(name.startswith("part-") for name in os.listdir(path)):
         return f"{told}: parts without a manifest.json: a dataset that was never finished, or has lost it"
+    if path.is_dir() and path.suffix and not any(path.iterdir()):
+        return f"{told}: an empty folder, no store"
+    if path.suffix == ".lmdb" and path.is_dir() and not (path / "data.mdb").exists():
+        return f"{told}: no data.mdb in it, so it is no LMDB store, or one that was copied without it"
     if path.is_dir() and path.suffix:
         return f"{told}: no manifest: not a bigconv store, or one that was never finished"
     if path.is_dir():
         return f"{told}: a folder, but not a store. To make one of it: bigconv convert {told} out.h5"
-    return f"{told}: not a store that bigconv knows"
+    return f"{told}: not a store that bigconv knows" + (f": {looks_at(str(path))}" if path.is_file() else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,14 +32,15 @@ class Finding:
     problem: str
 
 
-def verify(opened: Opened) -> list[Finding]:
+def verify(opened: Opened, unlisted: Collection[str] = ()) -> list[Finding]:
     """Read everything and hold it against the digests: one finding a wrong field and canonical block.
 
     Bytes that hold no rows (headers, indexes, padding, provenance) are found by the digests of the files. Of a sharded
-    directory every part is verified: those that are missing, damaged, swapped or foreign are named.
+    directory every part is verified: those that are missing, damaged, swapped or foreign are named. `unlisted`: names
+    in it that belong to a change that isn't finished.
     """
     if isinstance(opened, OpenedDataset):
-        return _verify_parts(opened)
+        return _verify_parts(opened, unlisted)
     opened = opened.whole()
     manifest = opened.manifest
     expected = manifest.digests
@@ -66,7 +67,7 @@ def verify(opened: Opened) -> list[Finding]:
     return findings
 
 
-def _verify_parts(opened: OpenedDataset) -> list[Finding]:
+def _verify_parts(opened: OpenedDataset, unlisted: Collection[str]) -> list[Finding]:
     manifest = opened.manifest
     findings: list[Finding] = []
     start = 0
@@ -85,7 +86,7 @@ def _verify_parts(opened: OpenedDataset) -> list[Finding]:
     if not findings and manifest.digests.algorithm == SHA256:
         findings += _forged(opened)
     known = {dataset.NAME, dataset.digests_name(manifest.content_digest), *(part.name for part in manifest.parts)}
-    extra = sorted(set(os.listdir(opened.path)) - known)
+    extra = sorted(set(os.listdir(opened.path)) - known - set(unlisted))
     return findings + [Finding("", 0, 0, f"{name} does not belong to the dataset") for name in extra]
 
 

@@ -311,6 +311,39 @@ def test_what_was_cut_short_or_overwritten(run: Run, tmp_path: Path) -> None:
     assert "truncated file" in debug.stderr
 
 
+def test_documents_of_stores_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    """In plain words that name the file, not those of a parser; --verify has an answer, which is no refusal."""
+    np.save(tmp_path / "x.npy", np.arange(60).reshape(20, 3))
+    for name in ("cut.mmap", "cut.zarr"):
+        bigconv.convert(tmp_path / "x.npy", tmp_path / name, workers=0)
+    bigconv.convert(tmp_path / "x.npy", tmp_path / "parts", shards=2, workers=0)
+    for file in ("cut.mmap/manifest.json", "cut.zarr/zarr.json", "parts/manifest.json"):
+        (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:400])
+    for folder in ("page.zarr", "none.zarr", "none.lmdb", "other.lmdb"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "page.zarr" / "zarr.json").write_bytes(PAGE)
+    (tmp_path / "other.lmdb" / "lock.mdb").touch()
+    (tmp_path / "text.h5").write_text("no store")
+    (tmp_path / "text.zarr").write_text("no store")
+    told = {
+        "cut.mmap": "the manifest can't be read: cut short or damaged",
+        "cut.zarr": "zarr.json can't be read: cut short or damaged",
+        "parts": "the manifest can't be read: cut short or damaged",
+        "page.zarr": "zarr.json can't be read: not JSON: a web page",
+        "none.zarr": "an empty folder",
+        "none.lmdb": "an empty folder",
+        "other.lmdb": "no data.mdb in it",
+        "text.h5": "starts with b'no store'",
+        "text.zarr": "starts with b'no store'",
+    }
+    for name, words in told.items():
+        for more, code in (((), 2), (("--verify",), 1)):
+            result = run("inspect", name, *more, cwd=tmp_path)
+            refused(result, code, name, words)
+            assert len(result.stderr.splitlines()) <= 3
+            assert not re.search(r"Expecting|delimiter|Unterminated|codec|char \d", result.stderr)
+
+
 def test_a_chunk_that_cannot_be_unpacked(run: Run, tmp_path: Path) -> None:
     """Its dataset and rows are named."""
     with h5py.File(tmp_path / "a.h5", "w") as file:

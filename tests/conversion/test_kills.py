@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from bigconv import fsio, registry
 from bigconv.block import Block
 from bigconv.conversion import build
+from bigconv.conversion.api import Request
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, execute
 from bigconv.errors import OutputError, StoreError
@@ -117,8 +120,6 @@ def test_killed_anywhere(suffix: str, block: Block, every: int) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_published_store_is_not_made_again_and_leftovers_go(tmp_path: Path, suffix: str) -> None:
     """Killed between the rename and the clean-up: the next run finds it unchanged and removes the rest."""
-    from bigconv.conversion.api import Request
-
     np.save(tmp_path / "x.npy", np.arange(50))
     dest = tmp_path / f"out{suffix}"
     request = Request((tmp_path / "x.npy",), dest)
@@ -128,6 +129,65 @@ def test_a_published_store_is_not_made_again_and_leftovers_go(tmp_path: Path, su
     (folder / "lock").touch()
     assert request.run().status == "unchanged"
     assert not folder.exists()
+
+
+def _exchanged_and_killed(a: Path, b: Path) -> bool:
+    exchange(a, b)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+exchange = fsio._exchange
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are exchanged on Linux alone")
+@pytest.mark.parametrize(("name", "shards"), [("out.mmap", None), ("out.zarr", None), ("parts", 2)])
+def test_killed_when_a_damaged_store_was_replaced_by_the_same(tmp_path: Path, name: str, shards: int | None) -> None:
+    """Old and new are of one plan, and nothing tells which is which: the next run believes neither."""
+    np.save(tmp_path / "x.npy", np.arange(50))
+    request = Request((tmp_path / "x.npy",), tmp_path / name, shards=shards, policy=Policy(0))
+    request.run()
+    whole = contents(request.dest)
+    largest = max(fsio.files_below(request.dest).items(), key=lambda item: item[1])[0]
+    (request.dest / largest).write_bytes(whole[largest][:-1] + b"?")
+    again = replace(request, overwrite=True)
+
+    def work() -> None:
+        fsio._exchange = _exchanged_and_killed
+        again.run()
+
+    assert _child.run(work) == -signal.SIGKILL
+    assert build.partial_folder(request.dest).exists()
+    assert again.run().status == "done"
+    assert contents(request.dest) == whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "x.npy"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are exchanged on Linux alone")
+def test_killed_when_a_split_was_replaced(tmp_path: Path) -> None:
+    """The same command finds it done, and one of another plan does not take it for anybody's work."""
+    from bigconv.conversion.shard import ShardRequest
+    from bigconv.conversion.shard_source import Pick
+
+    np.save(tmp_path / "x.npy", np.arange(50))
+    store = Request((tmp_path / "x.npy",), tmp_path / "x.mmap", policy=Policy(0)).run().dest
+    assert isinstance(store, Path)
+    first, other = (Pick(split={"train": share, "val": 1 - share}) for share in (0.5, 0.8))
+    request = ShardRequest((store,), tmp_path / "parts", pick=first, policy=Policy(0))
+    request.run()
+    again = replace(request, pick=other, overwrite=True)
+
+    def work() -> None:
+        fsio._exchange = _exchanged_and_killed
+        again.run()
+
+    assert _child.run(work) == -signal.SIGKILL
+    made = contents(request.dest)
+    assert build.partial_folder(request.dest).exists()
+    assert again.run().status == "unchanged"
+    assert contents(request.dest) == made
+    assert not build.partial_folder(request.dest).exists()
+    assert again.run().status == "done"  # asked for once more, it is made once more
 
 
 def test_two_writers(tmp_path: Path) -> None:

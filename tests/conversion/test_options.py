@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from bigconv.block import Block
-from bigconv.conversion import options
+from bigconv.conversion import apart, options, pool
 from bigconv.conversion.options import find_source, make_steps, replay
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, execute
@@ -43,6 +45,11 @@ def bad_later(row):
     if row["label"] == 33: raise ValueError("thirty-three")
     if row["label"] == 31: return {**row, "label": 0.5}
     return row
+def whence(row):
+    with open(os.environ["OWN_NOTE"], "w") as file:
+        file.write(f"{os.getpid()} {os.getppid()} {int('bigconv.sources.images' in sys.modules)}")
+    print("from a function")
+    return row
 """
 
 
@@ -53,6 +60,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
+
+
+@pytest.fixture(params=["forkserver", "spawn"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """The process number of a fork server that is running; None: there is none."""
+    if request.param == "spawn":
+        monkeypatch.setattr(apart, "serving", lambda: False)
+        return None
+    if pool.best_method() != "forkserver":
+        pytest.skip("no fork server on this system")
+    assert pool.serving()  # that of all tests
+    return forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined,no-any-return]
 
 
 def source(rows: int = 40, step: int = 7) -> Given:
@@ -107,11 +126,31 @@ def test_apart_or_not_makes_no_difference() -> None:
         ("dobule", "Did you mean 'double'"),
     ],
 )
-def test_a_function_that_ends_or_holds_the_process(name: str, message: str) -> None:
+def test_a_function_that_ends_or_holds_the_process(server: int | None, name: str, message: str) -> None:
     start = time.monotonic()
     with pytest.raises(UsageError, match=message):
         make_steps(source(), [("map", f"own.py:{name}")], "cover", timeout=0.3)
     assert time.monotonic() - start < 20
+
+
+def test_where_a_function_is_tried(
+    server: int | None, here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Forked from the server that makes workers, where there is one, with the environment as it is now; else started
+    anew. The next one is tried there too, whatever the first did."""
+    monkeypatch.setenv("OWN_NOTE", str(here / "note"))  # the server has been started without it
+    with pytest.raises(UsageError, match="exit code 7"):
+        make_steps(source(), [("map", "own.py:leaves")], "cover")
+    made, schema = make_steps(source(), [("map", "own.py:whence"), ("map", "own.py:double")], "cover")
+    assert [step.name for step in made] == ["map", "map", "layout"]
+    assert schema.names == ("image", "label")
+    own, parent, preloaded = map(int, (here / "note").read_text().split())
+    assert own != os.getpid()
+    assert parent == (os.getpid() if server is None else server)
+    assert preloaded == (server is not None)  # what the server had imported, nobody imports again
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert server is not None or "from a function" in told.err  # a server's messages go where its own began to
 
 
 def test_what_a_function_prints_is_not_the_commands_result(here: Path, warm: Warm) -> None:

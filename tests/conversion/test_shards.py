@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import bigconv
 from bigconv import dataset, fsio, registry
 from bigconv.block import Block
+from bigconv.cli.app import app
+from bigconv.conversion import parts_run
 from bigconv.conversion.build import NOTES
 from bigconv.dataset import DatasetManifest
 from bigconv.errors import BigconvError, FindingsError, IncompleteStore, InputError, OutputError, UsageError
+from bigconv.inspection.unfinished import unfinished
 from bigconv.schema import Field, Schema
 from bigconv.testing import cases
 from bigconv.testing.given import write
@@ -57,7 +61,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in fsio.files_below(path)}
 
 
-def sharded(store: Path, dest: Path, **options: Any) -> DatasetManifest:
+def sharded(store: Path, dest: Path | None, **options: Any) -> DatasetManifest:
     manifest = bigconv.shard(store, dest, **{"workers": 0, **options})
     assert isinstance(manifest, DatasetManifest)
     return manifest
@@ -280,6 +284,79 @@ def test_drop(store: Path, tmp_path: Path) -> None:
         bigconv.shard(tmp_path / "p", drop="9", workers=0)
     with pytest.raises(UsageError, match="all parts"):
         bigconv.shard(tmp_path / "p", drop=["0", "2", "4"], workers=0)
+
+
+@pytest.mark.parametrize("to", ["memmap", "hdf5"])
+def test_a_drop_that_was_killed_is_finished_by_the_same_command(store: Path, tmp_path: Path, to: str) -> None:
+    """Killed between the new manifest and the removal of the part, which leaves it there, and the old digests."""
+    sharded(store, tmp_path / "p", rows=900, to=to)
+    before = tmp_path / "before"
+    shutil.copytree(tmp_path / "p", before)
+    after = sharded(tmp_path / "p", None, drop="1")
+    expected = contents(tmp_path / "p")
+    shutil.copytree(before, tmp_path / "p", dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+    (tmp_path / "p" / "manifest.json.new").write_bytes(b"half")
+    (tmp_path / "p.partial").mkdir()
+    (tmp_path / "p.partial" / "lock").touch()
+    opened = open_store(tmp_path / "p")
+    assert len(opened.manifest.parts) == 2
+    work = unfinished(tmp_path / "p", opened)
+    assert work is not None
+    assert verify(opened, work.names) == []
+    assert len(verify(opened)) == 3  # the part, its digests, half a manifest
+    assert sharded(tmp_path / "p", None, drop="1").parts == after.parts
+    assert contents(tmp_path / "p") == expected
+    assert not (tmp_path / "p.partial").exists()
+    with pytest.raises(OutputError, match="doesn't say how it is cut"):
+        bigconv.convert(images(tmp_path / "raw", 3), tmp_path / "p", append=True, workers=0)
+
+
+def _cut_off_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sharded directory with two listed parts, and two that an append has put there and not listed."""
+    raw = images(tmp_path / "raw", 20)
+    bigconv.convert(raw, tmp_path / "parts", shards=2, workers=0)
+    images(raw, 9, first=100)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts_run, "listed", killed)
+        bigconv.convert(raw, tmp_path / "parts", append=True, workers=0)
+    assert len(list((tmp_path / "parts").glob("part-*"))) == 4
+    return raw
+
+
+def test_verify_tells_parts_of_an_unfinished_append_from_foreign_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = _cut_off_append(tmp_path, monkeypatch)
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "parts"), "--verify"])
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "not finished; 2 new parts in it are not listed yet" in told
+    assert f"bigconv convert SOURCE {tmp_path / 'parts'} --append" in told
+    assert "verified: every row is as it was written" in told
+    part = next(p for p in (tmp_path / "parts").glob("part-*") if p.name.startswith("part-00000"))
+    foreign = part.with_name(dataset.part_name("another plan", 2, part.suffix))
+    shutil.copy(part, foreign)
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "parts"), "--verify", "--json"])
+    assert result.exit_code == 1
+    assert [f["problem"] for f in json.loads(result.stdout)["findings"]] == [
+        f"{foreign.name} does not belong to the dataset"
+    ]
+    foreign.unlink()
+    assert bigconv.convert(raw, tmp_path / "parts", append=True, workers=0).rows == 29
+    assert verify(open_store(tmp_path / "parts")) == []
+
+
+def test_an_append_that_is_given_up_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = _cut_off_append(tmp_path, monkeypatch)
+    images(raw, 1, first=200)
+    with pytest.raises(OutputError, match="--restart"):
+        bigconv.convert(raw, tmp_path / "parts", append=True, workers=0)
+    assert bigconv.convert(raw, tmp_path / "parts", append=True, restart=True, workers=0).rows == 30
+    assert verify(open_store(tmp_path / "parts")) == []
 
 
 def spoil(folder: Path, how: str, parts: tuple[dataset.Part, ...]) -> None:

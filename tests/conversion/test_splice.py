@@ -12,6 +12,7 @@ from PIL import Image
 
 import bigconv
 from bigconv import fsio
+from bigconv.conversion import build, parts_run
 from bigconv.errors import FindingsError, OutputError, UsageError
 from bigconv.testing import cases
 from bigconv.view.opening import open_store
@@ -72,8 +73,9 @@ def test_an_append_that_was_killed_when_it_had_published(
         image(raw / "bb" / f"1{count}.png", count)
         with monkeypatch.context() as patch:
             remove = fsio.remove
-            stays = lambda path: path == partial or path.name.startswith("digests-")  # noqa: E731
-            patch.setattr(fsio, "remove", lambda path, stays=stays: None if stays(path) else remove(path))
+            patch.setattr(fsio, "remove", lambda path: None if path.name.startswith("digests-") else remove(path))
+            for module in (build, parts_run):
+                patch.setattr(module, "remove_work", lambda folder: None)
             bigconv.convert(raw, dest, workers=0, append=True)
         assert (partial / "plan.json").exists()
     assert len(bigconv.open(dest)) == 8

@@ -15,7 +15,9 @@ import pyarrow as pa
 import pytest
 from _rows import fields, read, values, written
 from pyarrow import csv as arrow_csv
+from typer.testing import CliRunner
 
+from bigconv.cli.app import app
 from bigconv.conversion.api import Request
 from bigconv.errors import FindingsError, InputError, UsageError
 from bigconv.sources import csv as source_module
@@ -512,3 +514,50 @@ def test_thousands_of_files_stay_small(tmp_path: Path) -> None:
     source = Csv.find([tmp_path], pack="m=*")
     assert source.inputs == 300
     assert len(pickle.dumps(source)) < 100_000
+
+
+# -- numbers with a stray word ---------------------------------------------------------------------------------------
+
+STRAY = 'n,x,zip,word\n1,0.5,00501,a\n2,"x\ny",00544,1\n-3,NA,06390,2\noops,nan,00001,b\n5,-2e3,00002,c\n6,.5,00003,3\n'
+
+
+def test_a_stray_word_that_makes_a_column_text_is_named(tmp_path: Path) -> None:
+    """Its column, file, line, and what to do; codes with leading zeros, and text with some numbers, are meant."""
+    path = written(tmp_path / "t.csv", STRAY)
+    assert Csv.find([path]).notes == (
+        "column n is text because of 'oops' (t.csv, line 6): 1 of 6 values seen is no number. "
+        "--dtypes n=int64 rejects such rows instead",
+        "column x is text because of 'x\\ny' (t.csv, line 3): 1 of 5 values seen is no number. "
+        "--dtypes x=float64 rejects such rows instead",
+    )
+    assert Csv.find([path], dtypes=["n=int64", "x=text"]).notes == ()
+    assert Csv.find([path], columns=["zip", "word"]).notes == ()
+    assert len(Csv.find([path], columns=["n"]).notes) == 1
+
+
+def test_a_stray_word_deep_in_one_of_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind records that have too many values, which are rejects, and in spans of a few bytes."""
+    monkeypatch.setattr(records, "SPAN_BYTES", 64)
+    (tmp_path / "raw").mkdir()
+    for i in range(3):
+        lines = [f"{k},{k}" for k in range(40)]
+        if i == 1:
+            lines[20:22] = ["1,2,3", "x7,1"]
+        written(tmp_path / "raw" / f"{i}.csv", "\n".join(["a,b" if i else "b,a", *lines]) + "\n")
+    notes = Csv.find([tmp_path / "raw"]).notes
+    assert [note.partition(":")[0] for note in notes] == ["column a is text because of 'x7' (1.csv, line 23)"]
+    assert "1 of 119 values" in notes[0]
+
+
+def test_convert_tells_of_a_stray_word(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", STRAY)
+    for words in ((), ("--dry-run",)):
+        command = ["convert", str(path), str(tmp_path / "out.h5"), "--workers", "0", "--columns", "n", *words]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert "hint: column n is text because of 'oops' (t.csv, line 6)" in " ".join(result.output.split())
+    command = ["convert", str(path), str(tmp_path / "n.h5"), "--columns", "n", "--workers", "0", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert json.loads(result.stdout)["warnings"] == list(Csv.find([path], columns=["n"]).notes)
+    with pytest.raises(FindingsError, match=r"t\.csv: line 6: column n"):  # what the hint says
+        Request((path,), tmp_path / "m.h5", options={"columns": ["n"], "dtypes": ["n=int64"]}).run()

@@ -20,9 +20,11 @@ from PIL import Image
 from bigconv import fsio
 from bigconv.conversion import build
 from bigconv.conversion.api import Request
-from bigconv.conversion.build import partial_folder
-from bigconv.conversion.run import Policy
+from bigconv.conversion.run import Outcome, Policy
+from bigconv.conversion.shard import shard
 from bigconv.errors import BigconvError, StoreError
+from bigconv.inspection.unfinished import unfinished
+from bigconv.manifest import Manifest
 from bigconv.sources import array_folder
 from bigconv.view.opening import open_store
 from bigconv.view.report import verify
@@ -109,7 +111,7 @@ def request(source: Path, dest: Path, **policy: Any) -> Request:
 class Target:
     """What is made of a source: the name of its destination, and what is asked of it.
 
-    `append`: the destination holds the rows of every second file already.
+    `append`, `overwrite`: the destination holds the rows of every second file already, which stay or are replaced.
     """
 
     dest: str
@@ -118,25 +120,35 @@ class Target:
     chunk: int | None = None
     shards: int | None = None
     append: bool = False
+    overwrite: bool = False
 
-    def request(self, source: Path, place: Path, workers: int = 0, **policy: Any) -> Request:
-        return self._request(source, place, self.append, Policy(workers, **policy))
+    @property
+    def name(self) -> str:
+        return self.dest + " append" * self.append + " overwrite" * self.overwrite
+
+    @property
+    def there(self) -> bool:
+        """Whether the destination is a store before."""
+        return self.append or self.overwrite
 
     def first(self, half: Path, place: Path) -> Request:
         """What makes the rows that are there before."""
-        return self._request(half, place, False, Policy(0))
+        return replace(self, append=False, overwrite=False).request(half, place)
 
-    def _request(self, source: Path, place: Path, append: bool, policy: Policy) -> Request:
-        given = {} if append else {"to": self.to, "shards": self.shards}  # rows are added to a store as it is
-        storage = {} if append else {"compress": self.compress, "chunk": self.chunk}
-        return Request((source,), place / self.dest, append=append, storage=storage, policy=policy, **given)
+    def request(self, source: Path, place: Path, workers: int = 0, **policy: Any) -> Request:
+        given: dict[str, Any] = {"append": True}  # rows are added to a store as it is
+        if not self.append:
+            storage = {"compress": self.compress, "chunk": self.chunk}
+            given = {"overwrite": self.overwrite, "to": self.to, "shards": self.shards, "storage": storage}
+        return Request((source,), place / self.dest, policy=Policy(workers, **policy), **given)
 
     def arguments(self) -> list[str]:
         """The same for the command line."""
         if self.append:
             return ["--append"]
         options = {"--to": self.to, "--compress": self.compress, "--chunk": self.chunk, "--shards": self.shards}
-        return [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return words + ["--overwrite"] * self.overwrite
 
 
 PLAIN = tuple(Target(f"out{suffix}") for suffix in SUFFIXES)
@@ -147,9 +159,7 @@ PACKED = (
 )
 SHARDED = (Target("parts-memmap", "memmap", shards=3), Target("parts-hdf5", "hdf5", shards=3))
 APPENDED = tuple(replace(target, append=True) for target in (*PLAIN, PACKED[1], SHARDED[1]))
-
-
-_UNLISTED = " does not belong to the dataset"
+OVERWRITTEN = tuple(replace(target, overwrite=True) for target in (*PLAIN, PACKED[1], SHARDED[1]))
 
 
 class Trial:
@@ -160,18 +170,25 @@ class Trial:
 
     def __init__(self, root: Path, source: Path, target: Target) -> None:
         self.source, self.target = source, target
-        self.name = f"{source.name} {target.dest}{' append' * target.append}"
-        self.place = root / self.name
+        self._set_up(root, f"{source.name} {target.name}")
+        self.request: Request | Drop = target.request(source, self.place)
+        self._try_out(target.first(half_of(source), self.place) if target.there else None)
+
+    def _set_up(self, root: Path, name: str) -> None:
+        self.name = name
+        self.place, self._before = root / name, root / f"before {name}"
         self.place.mkdir()
-        self.request = target.request(source, self.place)
-        self.dest = self.request.dest
-        self._before, before = root / f"before {self.name}", ""
-        if target.append:
-            before = target.first(half_of(source), self.place).run().manifest.content_digest
+
+    def _try_out(self, first: Request | None) -> None:
+        """Run it once, undisturbed. `first`: what makes the store that is there before."""
+        self.dest, before = self.request.dest, ""
+        self.there = first is not None
+        if first is not None:
+            before = first.run().manifest.content_digest
             self._before.mkdir()
             os.rename(self.dest, self._before / self.dest.name)
         self.reset()
-        made = self.request.run().manifest
+        made: Manifest = self.request.run().manifest
         self.plan, self._whole = made.plan, {before, made.content_digest}
         self.expected = contents(self.dest)
         self.reset()
@@ -180,7 +197,7 @@ class Trial:
         """As it was before the run."""
         for path in self.place.iterdir():
             fsio.remove(path)
-        if self.target.append:
+        if self.there:
             kept = self._before / self.dest.name
             if kept.is_dir():
                 shutil.copytree(kept, self.dest)
@@ -192,12 +209,11 @@ class Trial:
         try:
             opened = open_store(self.dest)
         except StoreError as error:
-            return f"a reader is refused what was there before: {error}" if self.target.append else ""
+            return f"a reader is refused what was there before: {error}" if self.there else ""
         if opened.manifest.content_digest not in self._whole:
             return f"a reader sees {opened.manifest.rows} rows that are neither those before nor all"
-        findings = verify(opened)
-        if self.target.append and partial_folder(self.dest).exists():  # new parts may be there, not yet listed
-            findings = [finding for finding in findings if not finding.problem.endswith(_UNLISTED)]
+        work = unfinished(self.dest, opened)
+        findings = verify(opened, () if work is None else work.names)
         return f"a reader sees damage: {findings[0]}" if findings else ""
 
     def after_a_cut(self, promised: int = 0) -> str:
@@ -220,6 +236,29 @@ class Trial:
         return f"left behind: {left}" if left else ""
 
 
+@dataclass(frozen=True)
+class Drop:
+    """Parts taken out of a sharded directory."""
+
+    dest: Path
+    parts: tuple[str, ...] = ("1",)
+
+    def run(self) -> Outcome:
+        manifest = shard(self.dest, drop=self.parts, workers=0)
+        assert isinstance(manifest, Manifest)
+        return Outcome("done", manifest, self.dest)
+
+
+class Dropping(Trial):
+    """Parts taken out of a sharded directory, cut off like a conversion."""
+
+    def __init__(self, root: Path, source: Path, target: Target) -> None:
+        self.source, self.target = source, target
+        self._set_up(root, f"{source.name} {target.name} drop")
+        self.request = Drop(self.place / target.dest)
+        self._try_out(target.request(source, self.place))
+
+
 def half_of(source: Path) -> Path:
     """A folder of the same name with links to every second file."""
     half = source.parent / "half" / source.name
@@ -232,7 +271,7 @@ def half_of(source: Path) -> Path:
 
 
 def trials(root: Path) -> list[tuple[Path, Target]]:
-    """What runs are cut off: both inputs into each store, the ragged one into compressed and sharded ones too, and
-    added to what is there."""
+    """What runs are cut off: both inputs into each store, the ragged one into compressed and sharded ones too, added
+    to what is there, and in its place."""
     fixed, ragged = folders(root)
-    return [*product((fixed, ragged), PLAIN), *product((ragged,), (*PACKED, *SHARDED, *APPENDED))]
+    return [*product((fixed, ragged), PLAIN), *product((ragged,), (*PACKED, *SHARDED, *APPENDED, *OVERWRITTEN))]

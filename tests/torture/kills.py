@@ -19,6 +19,7 @@ from bigconv.errors import BigconvError
 from tests.torture import Case
 from tests.torture._runs import (
     APPENDED,
+    OVERWRITTEN,
     PACKED,
     PLAIN,
     SHARDED,
@@ -39,7 +40,7 @@ def run(scale: float) -> Iterator[Case]:
     with workspace() as root, checkpoints_everywhere():
         plain, mixed = images(root / "plain", FILES), images(root / "mixed", FILES, mixed=True)
         runs = [(source, target) for target in PLAIN for source in (plain, mixed)]
-        runs += [(mixed, target) for target in (PACKED[1], *APPENDED, *SHARDED)]
+        runs += [(mixed, target) for target in (PACKED[1], *APPENDED, *OVERWRITTEN, *SHARDED)]
         for source, target in runs if scale >= QUICK else runs[-1:]:
             yield from _killed(Trial(root, source, target), max(1, round(KILLS * scale / len(runs))))
         leftovers = _shared()

@@ -27,7 +27,7 @@ def _cut(trial: Trial, scale: float) -> Iterator[Case]:
     place, begin = trial.place, 0
     fsio.remove(trial.dest)
     with Recorder(place).recording() as recorder:
-        if trial.target.append:
+        if trial.target.there:
             trial.target.first(half_of(trial.source), place).run()
             begin = len(recorder.operations)
         trial.request.run()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.torture import Case, _child
-from tests.torture._runs import Trial, checkpoints_everywhere, trials, workspace
+from tests.torture._runs import SHARDED, Dropping, Trial, checkpoints_everywhere, trials, workspace
 
 AGAIN = 3  # every so many kills, the run that goes on is killed too
 QUICK = 0.05  # below this scale one kill a run
@@ -19,8 +19,11 @@ def run(scale: float) -> Iterator[Case]:
         yield Case("kill at every system call", skipped=why)
         return
     with workspace() as root, checkpoints_everywhere():
-        for source, target in trials(root):
+        tried = trials(root)
+        for source, target in tried:
             yield from _kills(Trial(root, source, target), root / "log", scale)
+        for target in SHARDED:
+            yield from _kills(Dropping(root, tried[-1][0], target), root / "log", scale)
 
 
 def _kills(trial: Trial, log: Path, scale: float) -> Iterator[Case]:
