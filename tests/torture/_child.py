@@ -27,6 +27,7 @@ MUTATING = (
 PATIENCE = 60.0  # seconds; a child that takes longer hangs,
 AT_WORK = 0.5  # unless it and its children had so many seconds of a processor meanwhile: then the machine is busy,
 MOST = 20 * PATIENCE  # which excuses it for so long
+TICK = 1.0  # seconds that count at once at most: who watches was stopped himself, as when a laptop sleeps
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
 
 
@@ -79,10 +80,18 @@ def _tracer(pid: int) -> int:
     return 0
 
 
+def _ticks(seconds: float) -> Iterator[None]:
+    """Go round until so much time has gone by in which the watching process ran."""
+    gone, before = 0.0, time.monotonic()
+    while gone < seconds:
+        yield
+        now = time.monotonic()
+        gone, before = gone + min(now - before, TICK), now
+
+
 def _wait(pid: int) -> int:
-    limit = time.monotonic() + PATIENCE
     pause = 0.0005
-    while time.monotonic() < limit:
+    for _ in _ticks(PATIENCE):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
@@ -160,7 +169,7 @@ def _heard(pipe: Connection, pid: int) -> bool:
     deadline = time.monotonic() + MOST
     while time.monotonic() < deadline:
         before = sum(map(_worked, tree(pid)))
-        if pipe.poll(PATIENCE):
+        if any(pipe.poll(TICK / 2) for _ in _ticks(PATIENCE)):
             return True
         if sum(map(_worked, tree(pid))) - before < AT_WORK:
             return False

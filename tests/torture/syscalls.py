@@ -34,10 +34,13 @@ def _kills(trial: Trial, log: Path, scale: float) -> Iterator[Case]:
     least = 2 if scale >= QUICK else 1
     chosen = calls if scale >= 1 else sorted(rng.sample(calls, max(least, round(len(calls) * scale))), key=calls.index)
     for number, call in enumerate(chosen):
-        ended = _child.run(work, _child.inject(call, "signal=KILL"), log)
-        wrong = f"ended with {ended}, not by the kill" if ended != -9 else trial.seen()
-        if number % AGAIN == 0:
-            _child.run(work, _child.inject(rng.choice(calls), "signal=KILL"), log)
+        try:
+            ended = _child.run(work, _child.inject(call, "signal=KILL"), log)
+            wrong = f"ended with {ended}, not by the kill" if ended != -9 else trial.seen()
+            if number % AGAIN == 0:
+                _child.run(work, _child.inject(rng.choice(calls), "signal=KILL"), log)
+        except TimeoutError as error:
+            wrong = str(error)
         yield Case(f"{trial.name} {call.line[:80]}", wrong or trial.after_a_cut())
         trial.reset()
 

@@ -46,6 +46,27 @@ def test_streamed(make: Callable[[], Iterator[Case]], failures: list[str], monke
     assert all(case.name in ("first", "second") for case in cases)
 
 
+def test_time_in_which_the_watcher_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_child, "PATIENCE", 1.5)
+    monkeypatch.setattr(_child, "TICK", 0.1)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = _child.run(lambda: time.sleep(0.8))
+        finally:
+            os._exit(code)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGSTOP)
+    below = [pid for pid in _child.tree(child) if pid != child]
+    for pid in below:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(2.0)  # longer than there is patience
+    for pid in (*below, child):
+        os.kill(pid, signal.SIGCONT)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_one_that_works_for_ever_hangs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def spins() -> Iterator[Case]:
         yield Case("first")
