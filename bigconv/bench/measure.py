@@ -144,7 +144,7 @@ class Running:
         """`step`: seconds of training for a batch as it is asked for. `checked`: batches of the checksum."""
         self.run = Run(subject, setting, step=step * subject.batch_size / subject.asked_size)
         self._shm, before = processes.shm_used(), processes.worker_pids()
-        self._order = subject.batches()
+        self._order, self._together = subject.batches(), subject.together(setting)
         self._batches: Iterator[Any] | None = None
         try:
             start = time.perf_counter()
@@ -186,7 +186,8 @@ class Running:
         `use`: done with each batch.
         """
         setting, step = self.run.setting, self.run.step
-        rounds = max(setting.workers, 1)
+        # with steps, batches come one by one, whatever is made at once
+        rounds = max(setting.workers, 1) * (1 if step else self._together)
         for _ in range(setting.ahead if setting.processes else 0):  # nothing is in the queue of a new loader
             self._next()
         before = processes.usage(self.workers)

@@ -28,7 +28,9 @@ def affordable(
         _refuse(subject, probe.run.batch_bytes, settings)
         if probe.run.first_batch < wanted:
             return subject
-        took = min(probe.measure(0.0).waits)  # the quickest: the first ones get their memory mapped, too
+        took = min(probe.measure(0.0).waits)
+        if took < 8 * wanted:  # once more: the first batches have to get their memory mapped
+            took = min(took, *probe.measure(0.0).waits)
     finally:
         probe.close()
     rows = max(1, int(subject.batch_size * wanted / took))

@@ -81,6 +81,10 @@ class Subject:
             return DataLoader(self.dataset, sampler=order, batch_size=None, **own)
         return DataLoader(self.dataset, sampler=_Rows(order), batch_size=self.batch_size, drop_last=True, **own)
 
+    def together(self, setting: Setting) -> int:
+        """How many batches each thread or worker makes at once."""
+        return self.loader(setting).together if setting.threaded else 1
+
     def iterate(self, setting: Setting, order: Batches | None = None) -> Iterator[Any]:
         """Batches without end. When nobody holds the iterator, its workers end."""
         with hushed():
@@ -121,19 +125,19 @@ def hushed() -> Iterator[None]:
         yield
 
 
-class Batches(Sampler[Any]):
-    """Row numbers of batch after batch, epoch after epoch; always the same. Each `iter` goes on where the last was."""
+class Batches(BatchOrder):
+    """bigconv's own order, always the same, epoch after epoch without an end. Each `iter` goes on with it."""
 
     def __init__(self, dataset: Any, batch_size: int, access: str, window: int | None) -> None:
-        self._order = BatchOrder(dataset, batch_size, access != "sequential", 0, True, window=window)
-        self._given: Iterator[Index] = self._endless()
+        super().__init__(dataset, batch_size, access != "sequential", 0, True, window=window)
+        self._given = self._endless()
 
     def __iter__(self) -> Iterator[Index]:
         return self._given
 
     def _endless(self) -> Iterator[Index]:
         while True:
-            yield from self._order
+            yield from super().__iter__()
 
 
 class _Rows(Sampler[int]):

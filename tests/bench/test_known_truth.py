@@ -461,11 +461,14 @@ def test_windowed_and_sequential_orders(make_store: Callable[..., Path]) -> None
 def test_snippets_run(make_store: Callable[..., Path], access: str, how: setting.Setting) -> None:
     """What is pasted gives whole batches of the size that was measured."""
     path = make_store(block(ROWS, 200), ".mmap")
-    code = store_subject(path, 50, access, ("x", "y")).snippet(how)
+    what = store_subject(path, 50, access, ("x", "y"))
+    code = what.snippet(how)
     names: dict[str, Any] = {}
     exec(code, names)
     batches = list(names["loader"])
     assert [len(x) for x, _ in batches] == [50] * 4
     assert sorted(int(y) for _, ys in batches for y in ys) == sorted(block(ROWS, 200).columns["y"].tolist())  # type: ignore[union-attr]
-    if not how.threaded:
+    if how.threaded:
+        assert names["loader"].together == what.together(how) > 1, "small batches are made several at once in both"
+    else:
         assert names["loader"].num_workers == how.workers

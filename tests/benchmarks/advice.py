@@ -17,6 +17,7 @@ two of the sweep are measured once more, in turn: what counts of the advice is i
 
 from __future__ import annotations
 
+import argparse
 import random
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from torch.utils.data import Dataset
 
 import bigconv
 from bigconv.bench import api, cold, processes, setting
-from bigconv.bench.api import Question
+from bigconv.bench.api import Question, Report
 from bigconv.bench.contention import Watcher
 from bigconv.bench.measure import Run, Running
 from bigconv.bench.setting import Setting
@@ -111,15 +112,14 @@ def in_turn(subject: Subject, settings: list[Setting], times: int, seconds: floa
     return {one: found.run for one, found in running.items()}
 
 
-def part_1_and_2(folder: Path, seconds: float) -> None:
+def part_1_and_2(folder: Path, asked: argparse.Namespace) -> None:
     print("1, 2  the advice against an exhaustive sweep")
-    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     for name, make in subjects(folder).items():
-        if only not in name:
+        if asked.only not in name:
             continue
         subject = make()
         start = time.perf_counter()
-        report = api.measure([subject], Question(seconds=seconds))
+        report = api.measure([subject], Question(seconds=asked.seconds))
         took = time.perf_counter() - start
         advised = report.winner.advice.setting
         watcher = Watcher()
@@ -159,7 +159,7 @@ class Priced(Dataset[Any]):
         return torch.zeros(1)
 
 
-def part_3() -> None:
+def part_3(_folder: Path, _asked: argparse.Namespace) -> None:
     print("3     reported ÷ true rate")
     for busy in (False, True):
         for how in (setting.processes(0), setting.processes(1), setting.processes(2), setting.threads(1)):
@@ -171,16 +171,20 @@ def part_3() -> None:
             print(f"  {'computes' if busy else 'sleeps'} 3 ms, {how.label:22s} {ratio:.3f}", flush=True)
 
 
-def part_4(folder: Path, seconds: float) -> None:
+def part_4(folder: Path, asked: argparse.Namespace) -> None:
     np.save(folder / "x.npy", np.random.default_rng(0).integers(0, 255, (20_000, 12_288), dtype=np.uint8))
     bigconv.convert(folder / "x.npy", folder / "x.mmap")
-    asked = Question((0, 1), seconds=seconds)
-    agree = pairs = 0
-    for _ in range(10):
-        a, b = (api.bench([folder / "x.mmap"], asked).winner.swept.runs for _ in range(2))
-        for one, other in zip(a, b, strict=True):
-            pairs, agree = pairs + 1, agree + one.rate.agrees(other.rate)
-    print(f"4     intervals of two runs touch: {agree} of {pairs} pairs")
+    question = Question((0, 1), seconds=asked.seconds / 3)
+    agree, noisy = {True: [0, 0], False: [0, 0]}, 0
+    for _ in range(asked.times):
+        a, b = (api.bench([folder / "x.mmap"], question) for _ in range(2))
+        quiet = not (a.contention.contended or b.contention.contended)
+        noisy += not quiet
+        for one, other in zip(a.winner.swept.runs, b.winner.swept.runs, strict=True):
+            agree[quiet][0] += one.rate.agrees(other.rate)
+            agree[quiet][1] += 1
+    print(f"4     intervals of two runs touch: {agree[True][0]} of {agree[True][1]} pairs", end="")
+    print(f"; {agree[False][0]} of {agree[False][1]} that were told as contended" if noisy else "", flush=True)
     code = "while True: pass"
     strangers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(processes.cores())]
     try:
@@ -192,7 +196,7 @@ def part_4(folder: Path, seconds: float) -> None:
     print(f"      under a busy loop on every core: {report.notes}")
 
 
-def part_5(folder: Path) -> None:
+def part_5(folder: Path, _asked: argparse.Namespace) -> None:
     np.save(folder / "y.npy", np.random.default_rng(0).integers(0, 255, (20_000, 12_288), dtype=np.uint8))
     bigconv.convert(folder / "y.npy", folder / "y.h5")
     subject = store_subject(folder / "y.h5", 256, "shuffled")
@@ -205,7 +209,7 @@ def part_5(folder: Path) -> None:
     print(f"5     {run.before:.1%} resident before, {run.after:.1%} after; {rates}")
 
 
-def part_6(folder: Path, seconds: float) -> None:
+def part_6(folder: Path, asked: argparse.Namespace) -> None:
     (folder / "cost.py").write_text(
         "import time\n"
         "def wait(row, s):\n    end = time.perf_counter() + s\n"
@@ -216,22 +220,40 @@ def part_6(folder: Path, seconds: float) -> None:
     np.save(folder / "z.npy", np.zeros((5_000, 512), np.uint8))
     bigconv.convert(folder / "z.npy", folder / "z.mmap")
 
-    def asked(name: str) -> Question:
-        return Question((0,), 16, transform=f"{folder / 'cost.py'}:{name}", seconds=seconds)
+    def report(name: str) -> Report:
+        transform = f"{folder / 'cost.py'}:{name}"
+        return api.bench([folder / "z.mmap"], Question((0,), 16, transform=transform, seconds=asked.seconds / 3))
 
-    old = api.bench([folder / "z.mmap"], asked("even")).to_json()
-    failed: Callable[[str], bool] = lambda name: api.compare(api.bench([folder / "z.mmap"], asked(name)), old, 0.10)  # noqa: E731
-    print(f"6     the same loader fails {sum(failed('even') for _ in range(10))} times of 10", flush=True)
-    print(f"      slowed by 20 %, it fails {sum(failed('slower') for _ in range(10))} times of 10")
+    def failed(name: str) -> bool:
+        return api.compare(report(name), old, 0.10)
+
+    old = report("even").to_json()
+    print(
+        f"6     the same loader fails {sum(failed('even') for _ in range(asked.times))} times of {asked.times}",
+        flush=True,
+    )
+    print(f"      slowed by 20 %, it fails {sum(failed('slower') for _ in range(asked.times))} times of {asked.times}")
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    "1": part_1_and_2,
+    "3": part_3,
+    "4": part_4,
+    "5": part_5,
+    "6": part_6,
+}
 
 
 def main() -> None:
-    seconds = float(sys.argv[sys.argv.index("--seconds") + 1]) if "--seconds" in sys.argv else 8.0
-    parts = {"1": part_1_and_2, "3": lambda *_: part_3(), "4": part_4, "5": lambda f, _: part_5(f), "6": part_6}
-    chosen = [a for a in sys.argv[1:] if a in parts] or list(parts)
-    for part in chosen:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*")  # of all benchmarks those that know the names
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--times", type=int, default=10)
+    asked = parser.parse_args()
+    for part in [name for name in asked.parts if name in PARTS] or list(PARTS):
         with tempfile.TemporaryDirectory() as name:
-            parts[part](Path(name), seconds if part == "1" else seconds / 3)
+            PARTS[part](Path(name), asked)
 
 
 if __name__ == "__main__":
