@@ -91,6 +91,7 @@ def sweep(
         if not isinstance(workers, Sequence) and only is None:
             swept.skipped = [s for s in settings if not swept.model.worth_trying(s)]
             settings = [s for s in settings if s not in swept.skipped]
+            contest.share_among(len(settings))
         contest.turns(settings)
         while (middle := _between(swept.runs)) is not None and contest.left > 0:
             contest.turns([_pinned(middle, pin_memory), max(swept.runs, key=lambda r: r.rate.value).setting])
@@ -115,14 +116,18 @@ class _Contest:
 
     def __init__(self, subject: Subject, step: float, seconds: float, settings: int, tick: Tick) -> None:
         self.subject, self.swept = subject, Swept()
-        self.each = max(SHORTEST, min(LONGEST, seconds * TO_BEGIN / (settings * (REPEATS + 1))))
         self._step, self._seconds, self._tick = step, seconds, tick
+        self.share_among(settings)
         self._begin, self._turn, self._started = perf_counter(), 0, dict[Setting, Running]()
 
     @property
     def left(self) -> float:
         """Seconds."""
         return self._seconds - (perf_counter() - self._begin)
+
+    def share_among(self, settings: int) -> None:
+        """How long a stretch is, for so many settings."""
+        self.each = max(SHORTEST, min(LONGEST, self._seconds * TO_BEGIN / (settings * (REPEATS + 1))))
 
     def start(self, settings: Sequence[Setting]) -> None:
         """Those that aren't yet, and then warm up: memory gets mapped, and the runtime finds its pace.
