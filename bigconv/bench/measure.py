@@ -14,7 +14,7 @@ memory that the next one, which shares it in this process, has to do without.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -198,30 +198,53 @@ class Running:
         clock, waits = time.perf_counter, list[float]()
         assert self._batches is not None
         ask = self._batches.__next__
-        start = asked = clock()
+        span, moments = None, [clock()]  # after so many batches
         try:
-            while True:
+            while span is None:
                 batch = ask()
-                came = clock()
-                waits.append(came - asked)
+                waits.append(clock() - moments[-1])
                 if use is not None:
                     use(batch)
                 if step:
                     time.sleep(step)
-                asked = clock()
-                if asked - start >= seconds and len(waits) % rounds == 0:
-                    break
+                moments.append(clock())
+                if moments[-1] - moments[0] >= seconds:
+                    span = self._span(waits, moments, rounds, seconds)
         except Exception as error:
             raise _told(error, self.run.subject, self.run.setting) from error
         del batch
-        share = len(waits) / (len(waits) + rounds)  # of the batches since `before`
+        first, last = span
+        share = (last - first) / (len(waits) + rounds)  # of the batches since `before`
         used = (processes.usage(self.workers) - before) * share
         self.run.shm = max(self.run.shm, processes.shm_used() - self._shm)
         if self.run.memory is None:
             self.run.memory = processes.memory(self.workers)
         del ask
-        self._rest(1.5 * setting.ahead * (asked - start) / len(waits))
-        return Stretch(len(waits) * self.run.subject.batch_size, asked - start, tuple(waits), used)
+        wall = moments[last] - moments[first]
+        self._rest(1.5 * setting.ahead * wall / (last - first))
+        return Stretch((last - first) * self.run.subject.batch_size, wall, tuple(waits[first:last]), used)
+
+    def _span(
+        self, waits: Sequence[float], moments: Sequence[float], rounds: int, seconds: float
+    ) -> tuple[int, int] | None:
+        """From which to which batch to count; None: not over yet.
+
+        Batches may come in bursts, after one that was waited for long. To stop after that one would leave out what was
+        made with it: a stretch begins and ends where a burst is over, as the next wait tells. Where no such end comes
+        with all workers even, it ends without.
+        """
+        taken = len(waits)
+        if not self.run.setting.workers or self.run.step:
+            return (0, taken) if taken % rounds == 0 else None
+        long = (moments[-1] - moments[0]) / taken / 2
+        first = next((i for i in range(min(taken, self.run.setting.ahead + rounds)) if waits[i] >= long), 0)
+        last = taken - 1
+        even = last > first and (last - first) % rounds == 0
+        over = waits[last] >= long and waits[last - 1] < 4 * long  # nothing is left of a burst
+        if even and over and moments[last] - moments[first] >= seconds / 2:
+            return first, last
+        late = moments[-1] - moments[0] >= 2 * seconds and taken > self.run.setting.ahead + 3 * rounds
+        return (0, taken) if late and taken % rounds == 0 else None
 
     def _rest(self, most: float) -> None:
         """Wait until the queue is full and nobody computes, `most` seconds: the next to be measured wants the cores."""
