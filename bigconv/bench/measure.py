@@ -243,7 +243,7 @@ class Running:
         over = waits[last] >= long and waits[last - 1] < 4 * long  # nothing is left of a burst
         if even and over and moments[last] - moments[first] >= seconds / 2:
             return first, last
-        late = moments[-1] - moments[0] >= 2 * seconds and taken > self.run.setting.ahead + 3 * rounds
+        late = moments[-1] - moments[0] >= 1.5 * seconds
         return (0, taken) if late and taken % rounds == 0 else None
 
     def _rest(self, most: float) -> None:

@@ -135,7 +135,7 @@ def test_one_worker_makes_samples_that_hold_the_lock_as_fast_as_none(how: settin
     found, alone = (run(what, one, 0.25, 6).rate.value for one in (how, setting.processes(0)))
     if watcher.result().foreign is None or watcher.result().contended:
         pytest.skip("others use the cores")
-    assert found == pytest.approx(alone, rel=0.07)
+    assert found == pytest.approx(alone, rel=0.1), "a worker has a thread more, which sends"
 
 
 @timed
