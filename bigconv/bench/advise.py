@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bigconv.bench import processes
-from bigconv.bench.measure import Run
+from bigconv.bench.measure import REPEATS, Run
 from bigconv.bench.model import Model
 from bigconv.bench.setting import Setting
 from bigconv.bench.stats import quantile
 from bigconv.bench.subject import Subject
 
 WITHIN = 0.97  # of the best: what is gained beyond isn't worth a process
+SURELY = 0.95  # of the best, at the lower end of the interval: what looks as fast by chance isn't taken for it
 SHARE = 0.25  # of the free memory, and of /dev/shm, for batches made ahead
 DEEPEST = 16  # batches a worker: more never helped anyone who had bursts this long
 
@@ -37,12 +38,35 @@ class Advice:
 
 
 def advise(runs: Sequence[Run], model: Model, pin_memory: bool) -> Advice:
-    """The smallest setting within 3 % of the best, and the prefetch depth that its waits ask for."""
+    """The smallest setting within 3 % of the best, surely within 5 %, and the prefetch depth that its waits ask for."""
     allowed = [r for r in runs if model.worth_trying(r.setting)] or list(runs)
     best = max(allowed, key=lambda r: r.rate.value)
-    chosen = min((r for r in allowed if r.rate.value >= WITHIN * best.rate.value), key=lambda r: r.setting.size)
+    chosen = min((r for r in allowed if _near(r, best)), key=lambda r: r.setting.size)
     setting = replace(chosen.setting.with_prefetch(_depth(chosen)), pin_memory=pin_memory)
     return Advice(setting, chosen, _reason(chosen, best, runs, model))
+
+
+def undecided(runs: Sequence[Run]) -> list[Run]:
+    """Those that have to be measured again before the smallest setting within 3 % of the best is known."""
+    best = max(runs, key=lambda r: r.rate.value)
+    chosen = min((r for r in runs if _near(r, best)), key=lambda r: r.setting.size)
+    found = []
+    for run in runs:
+        ratio = run.against(best)
+        faster = ratio is not None and ratio.high > 1 / WITHIN  # the best is another one, maybe
+        smaller = run.setting.size < chosen.setting.size and _near(run, best) is None
+        few = run is chosen and min(len(run.counted), len(best.counted)) < REPEATS
+        if run is not best and (faster or smaller or few):
+            found.append(run)
+    return [*found, best] if found or len(best.counted) < REPEATS else []
+
+
+def _near(run: Run, best: Run) -> bool | None:
+    """Whether it is within 3 % of the best; None where that isn't clear."""
+    ratio = run.against(best)
+    if run is best or (ratio is not None and ratio.value >= WITHIN and ratio.low >= SURELY):
+        return True
+    return False if ratio is not None and ratio.high < WITHIN else None
 
 
 def _depth(run: Run) -> int:

@@ -242,7 +242,8 @@ def answer_for(subject: Subject, asked: Question, seconds: float, tick: Tick) ->
     def during(what: str, share: float) -> None:
         tick(what, SWEEP * share)
 
-    swept = sweep(subject, asked.workers, seconds * SWEEP, asked.step, pin, during, asked.only)
+    share = SWEEP if asked.step or asked.cold else SWEEP + REST
+    swept = sweep(subject, asked.workers, seconds * share, asked.step, pin, during, asked.only)
     if not swept.runs or swept.model is None:
         return None
     swept.model = swept.model.fitted(swept.runs)

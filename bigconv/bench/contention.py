@@ -12,6 +12,7 @@ from bigconv.bench import processes
 FOREIGN = 0.10  # of all cores: a desktop that does nothing stays below 5 %
 STOLEN = 0.05  # of all cores, by the hypervisor
 THROTTLED = 0.02  # of the time, by the cgroup's quota
+DISTURBED = 0.2  # of all cores, foreign or stolen: in a tenth of a second, of which the kernel's ticks tell no more
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Contention:
     def contended(self) -> bool:
         limits = ((self.foreign, FOREIGN), (self.stolen, STOLEN), (self.throttled, THROTTLED))
         return any(share is not None and share > limit for share, limit in limits)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether a moment was taken from us, in which there are too few of the kernel's ticks for finer limits."""
+        return max(self.foreign or 0.0, self.stolen or 0.0, self.throttled or 0.0) > DISTURBED
 
     def words(self) -> list[str]:
         """What a reader of the figures has to know."""

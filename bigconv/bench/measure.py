@@ -2,37 +2,54 @@
 
 A stretch is measured in the steady state. While a loader isn't asked, its workers fill the queue and stop; these
 batches are taken first and not counted, as they would look like speed that isn't there (a burst of prefetched batches
-inflates a rate 13-fold). At that moment all workers begin new batches, and a stretch ends when each of them has
-delivered equally often: so what is counted was made in the time that is counted. It is over for the next loader when
-the queue is full again: workers that fill it would take cores from that one.
+inflates a rate 13-fold). At that moment all workers begin new batches. The clock starts when each has delivered one of
+these, and stops when each has delivered equally often: so what is counted was made in the time that is counted, and
+what delays a delivery (a transform that holds Python's lock) delays the first as much as the last. It is over for the
+next loader when the queue is full again: workers that fill it would take cores from that one.
+
+Workers stay alive between stretches. A loader inside this process doesn't: batches that wait in its queue would be
+memory that the next one, which shares it in this process, has to do without.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bigconv.bench import payload, processes
+from bigconv.bench.contention import Watcher
 from bigconv.bench.setting import Setting
-from bigconv.bench.stats import Rate, quantile, rate_of
+from bigconv.bench.stats import Rate, quantile, rate_of, ratio_of
 from bigconv.bench.subject import Subject, hushed
 from bigconv.errors import BigconvError, InputError, SchemaError, UsageError
 
 CHECKED = 4  # batches whose bytes go into the checksum; they are never timed
 POLL = 0.004  # seconds
-CHECKED_BYTES = 128 << 20  # 128 MiB: fewer where batches are large, but one at least
+REPEATS, ENOUGH = 5, 3  # stretches that are wanted, and how few will do where they take long or others disturb them
+CHECKED_BYTES = 96 << 20  # 96 MiB: fewer where batches are large, but one at least
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """`samples` that came in `wall` seconds; `waits`: seconds waited for each batch; `used` by the tree meanwhile."""
+    """`samples` that came in `wall` seconds; `waits`: seconds waited for each batch; `used` by the tree meanwhile.
+
+    `turn`: stretches of several settings with the same number were measured one right after the other. `disturbed`:
+    others used the cores meanwhile.
+    """
 
     samples: int
     wall: float
     waits: tuple[float, ...]
     used: processes.Usage
+    turn: int = 0
+    disturbed: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Samples a second."""
+        return self.samples / self.wall
 
 
 @dataclass
@@ -53,8 +70,20 @@ class Run:
     step: float = 0.0  # seconds that each training step takes
 
     @property
+    def counted(self) -> list[Stretch]:
+        """Those that nobody disturbed, where they are enough; else all."""
+        calm = [s for s in self.stretches if not s.disturbed]
+        return calm if len(calm) >= ENOUGH else self.stretches
+
+    @property
     def rate(self) -> Rate:
-        return rate_of([s.samples for s in self.stretches], [s.wall for s in self.stretches])
+        return rate_of([s.samples for s in self.counted], [s.wall for s in self.counted])
+
+    def against(self, other: Run) -> Rate | None:
+        """This rate ÷ the other's, of the turns in which both were measured; None where there are none."""
+        theirs = {s.turn: s.rate for s in other.counted}
+        pairs = [(s.rate, theirs[s.turn]) for s in self.counted if s.turn in theirs]
+        return ratio_of(*zip(*pairs, strict=True)) if pairs else None
 
     @property
     def megabytes(self) -> float:
@@ -63,19 +92,19 @@ class Run:
 
     @property
     def waits(self) -> list[float]:
-        return sorted(wait for stretch in self.stretches for wait in stretch.waits)
+        return sorted(wait for stretch in self.counted for wait in stretch.waits)
 
     @property
     def cpu(self) -> float:
         """CPU seconds per 1,000 samples, of the whole tree."""
-        return 1000 * sum(s.used.cpu for s in self.stretches) / sum(s.samples for s in self.stretches)
+        return 1000 * sum(s.used.cpu for s in self.counted) / sum(s.samples for s in self.counted)
 
     @property
     def busy(self) -> float | None:
         """Share of the time in which the accelerator had a step to do; None without steps."""
         if not self.step:
             return None
-        batches, wall = sum(len(s.waits) for s in self.stretches), sum(s.wall for s in self.stretches)
+        batches, wall = sum(len(s.waits) for s in self.counted), sum(s.wall for s in self.counted)
         return min(1.0, batches * self.step / wall)
 
     def to_json(self) -> dict[str, Any]:
@@ -115,9 +144,11 @@ class Running:
         """`step`: seconds of training for a batch as it is asked for. `checked`: batches of the checksum."""
         self.run = Run(subject, setting, step=step * subject.batch_size / subject.asked_size)
         self._shm, before = processes.shm_used(), processes.worker_pids()
+        self._order, self._together = subject.batches(), subject.together(setting)
+        self._batches: Iterator[Any] | None = None
         try:
             start = time.perf_counter()
-            self._batches = subject.iterate(setting)
+            self._batches = subject.iterate(setting, self._order)
             self.run.startup = time.perf_counter() - start
             batch = next(self._batches)
             self.run.first_batch = time.perf_counter() - start
@@ -138,49 +169,88 @@ class Running:
                 break
             batch = self._next()
         self.run.checksum, self.run.batch_bytes = checksum.hex, round(sum(sizes) / len(sizes))
+        if not self.run.setting.processes:
+            self.close()
 
     def _next(self) -> Any:
+        if self._batches is None:
+            self._batches = self.run.subject.iterate(self.run.setting, self._order)
         try:
             return next(self._batches)
         except Exception as error:
             raise _told(error, self.run.subject, self.run.setting) from error
 
     def measure(self, seconds: float, use: Callable[[Any], None] | None = None) -> Stretch:
-        """At least so long, and until each worker has delivered equally often. `use`: done with each batch."""
+        """At least so long after each worker has delivered once, and until all have delivered equally often.
+
+        `use`: done with each batch.
+        """
         setting, step = self.run.setting, self.run.step
-        rounds = max(setting.workers, 1)
-        for _ in range(setting.ahead):
+        # with steps, batches come one by one, whatever is made at once
+        rounds = max(setting.workers, 1) * (1 if step else self._together)
+        for _ in range(setting.ahead if setting.processes else 0):  # nothing is in the queue of a new loader
             self._next()
-        for _ in range(rounds if step and setting.workers else 0):  # the queue as training would leave it
-            self._next()
-            time.sleep(step)
-        before, clock, waits = processes.usage(self.workers), time.perf_counter, []
+        before = processes.usage(self.workers)
+        for _ in range(rounds):
+            batch = self._next()
+            if step:
+                time.sleep(step)
+        clock, waits = time.perf_counter, list[float]()
+        assert self._batches is not None
         ask = self._batches.__next__
-        start = asked = clock()
+        span, moments = None, [clock()]  # after so many batches
         try:
-            while True:
+            while span is None:
                 batch = ask()
-                came = clock()
-                waits.append(came - asked)
+                waits.append(clock() - moments[-1])
                 if use is not None:
                     use(batch)
                 if step:
                     time.sleep(step)
-                asked = clock()
-                if asked - start >= seconds and len(waits) % rounds == 0:
-                    break
+                moments.append(clock())
+                if moments[-1] - moments[0] >= seconds:
+                    span = self._span(waits, moments, rounds, seconds)
         except Exception as error:
             raise _told(error, self.run.subject, self.run.setting) from error
         del batch
-        used = processes.usage(self.workers) - before
+        first, last = span
+        share = (last - first) / (len(waits) + rounds)  # of the batches since `before`
+        used = (processes.usage(self.workers) - before) * share
         self.run.shm = max(self.run.shm, processes.shm_used() - self._shm)
         if self.run.memory is None:
             self.run.memory = processes.memory(self.workers)
-        self._settle(1.5 * setting.ahead * (asked - start) / len(waits))
-        return Stretch(len(waits) * self.run.subject.batch_size, asked - start, tuple(waits), used)
+        del ask
+        wall = moments[last] - moments[first]
+        self._rest(1.5 * setting.ahead * wall / (last - first))
+        return Stretch((last - first) * self.run.subject.batch_size, wall, tuple(waits[first:last]), used)
 
-    def _settle(self, most: float) -> None:
+    def _span(
+        self, waits: Sequence[float], moments: Sequence[float], rounds: int, seconds: float
+    ) -> tuple[int, int] | None:
+        """From which to which batch to count; None: not over yet.
+
+        Batches may come in bursts, after one that was waited for long. To stop after that one would leave out what was
+        made with it: a stretch begins and ends where a burst is over, as the next wait tells. Where no such end comes
+        with all workers even, it ends without.
+        """
+        taken = len(waits)
+        if not self.run.setting.workers or self.run.step:
+            return (0, taken) if taken % rounds == 0 else None
+        long = (moments[-1] - moments[0]) / taken / 2
+        first = next((i for i in range(min(taken, self.run.setting.ahead + rounds)) if waits[i] >= long), 0)
+        last = taken - 1
+        even = last > first and (last - first) % rounds == 0
+        over = waits[last] >= long and waits[last - 1] < 4 * long  # nothing is left of a burst
+        if even and over and moments[last] - moments[first] >= seconds / 2:
+            return first, last
+        late = moments[-1] - moments[0] >= 1.5 * seconds
+        return (0, taken) if late and taken % rounds == 0 else None
+
+    def _rest(self, most: float) -> None:
         """Wait until the queue is full and nobody computes, `most` seconds: the next to be measured wants the cores."""
+        if not self.run.setting.processes:
+            self.close()
+            return
         end, before = time.perf_counter() + most, processes.usage(self.workers).cpu
         while time.perf_counter() < end:
             time.sleep(POLL)
@@ -189,13 +259,16 @@ class Running:
                 return
             before = now
 
-    def repeat(self, seconds: float) -> None:
-        """Measure, and add it to the run."""
-        self.run.stretches.append(self.measure(seconds))
+    def repeat(self, seconds: float, turn: int | None = None) -> None:
+        """Measure, and add it to the run. `turn`: None for the next one."""
+        number = len(self.run.stretches) if turn is None else turn
+        watcher = Watcher()
+        stretch = self.measure(seconds)
+        self.run.stretches.append(replace(stretch, turn=number, disturbed=watcher.result().disturbed))
 
     def close(self) -> None:
         """End workers and threads: nobody else holds the iterator, and they end with it."""
-        self.__dict__.pop("_batches", None)
+        self._batches = None
 
 
 def checked_batches(batch_bytes: int) -> int:

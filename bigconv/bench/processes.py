@@ -94,6 +94,9 @@ class Usage:
     def __sub__(self, other: Usage) -> Usage:
         return Usage(self.cpu - other.cpu, self.waiting - other.waiting, self.read - other.read)
 
+    def __mul__(self, share: float) -> Usage:
+        return Usage(self.cpu * share, self.waiting * share, round(self.read * share))
+
 
 def usage(workers: Iterable[int] = ()) -> Usage:
     """Of this process and its workers. In nanoseconds, unlike the ticks of /proc/PID/stat."""

@@ -56,7 +56,7 @@ def markdown(report: Report) -> str:
     out += ["### recommendation", ""]
     if "convert" in report.extra:
         out += ["```", report.extra["convert"], "```", f"{report.extra['convert_reason']}.", ""]
-    out += [f"**{winner.advice.setting.label}**: {winner.advice.reason}.", ""]
+    out += [f"**{winner.advice.setting.label}**: {winner.advice.reason}{_doubt(report)}.", ""]
     return "\n".join(_once_empty([*out, "```python", winner.subject.snippet(winner.advice.setting), "```"]))
 
 
@@ -206,11 +206,18 @@ def _notes(report: Report) -> list[str]:
 def _advice(report: Report, width: int) -> list[str]:
     winner = report.winner
     which = f"{winner.subject.name}, " if len(report.answers) > 1 else ""
-    out = ["", *_wrapped(f"→ {which}{winner.advice.setting.label}: {winner.advice.reason}", width)]
+    out = ["", *_wrapped(f"→ {which}{winner.advice.setting.label}: {winner.advice.reason}{_doubt(report)}", width)]
     if "convert" in report.extra:
         out += ["", f"  {report.extra['convert']}", *_wrapped(f"  ({report.extra['convert_reason']})", width)]
     out += ["", *(f"  {line}".rstrip() for line in winner.subject.snippet(winner.advice.setting).splitlines())]
     return out
+
+
+def _doubt(report: Report) -> str:
+    """Cores that others used can't be gained by workers: the advice is for the machine as it was."""
+    return (
+        "; measured while the cores were contended: ask again when they aren't" if report.contention.contended else ""
+    )
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -47,8 +47,27 @@ def rate_of(samples: Sequence[int], seconds: Sequence[float]) -> Rate:
         return Rate(value, 0.0, math.inf, k)
     residuals = sum((n - value * s) ** 2 for n, s in zip(samples, seconds, strict=True))
     error = math.sqrt(residuals / (k * (k - 1))) / (wall / k)
-    half = max(error * (_T[k - 2] if k - 2 < len(_T) else 1.96), FLOOR * value)
+    half = max(error * _t(k), FLOOR * value)
     return Rate(value, max(0.0, value - half), value + half, k)
+
+
+def ratio_of(a: Sequence[float], b: Sequence[float]) -> Rate:
+    """The ratio of rates that were measured in pairs, one right after the other: the geometric mean of `aᵢ ÷ bᵢ`.
+
+    What slows both of a pair cancels out, so this tells two apart long before their own intervals do.
+    One pair has no interval: it then reaches from 0 to infinity.
+    """
+    logs = [math.log(x / y) for x, y in zip(a, b, strict=True)]
+    k = len(logs)
+    mean = sum(logs) / k
+    if k < 2:
+        return Rate(math.exp(mean), 0.0, math.inf, k)
+    half = _t(k) * math.sqrt(sum((x - mean) ** 2 for x in logs) / (k * (k - 1)))
+    return Rate(math.exp(mean), math.exp(mean - half), math.exp(mean + half), k)
+
+
+def _t(repeats: int) -> float:
+    return _T[repeats - 2] if repeats - 2 < len(_T) else 1.96
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:

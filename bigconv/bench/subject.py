@@ -68,9 +68,9 @@ class Subject:
         """Whether the sampler gives arrays of row numbers: what a windowed order is for."""
         return self.access == "window" and self.kind == "store"
 
-    def loader(self, setting: Setting) -> Any:
-        """The public loader, over an order that never ends."""
-        order = self.batches()
+    def loader(self, setting: Setting, order: Batches | None = None) -> Any:
+        """The public loader, over an order that never ends: `order`, which is gone on with, or a new one."""
+        order = self.batches() if order is None else order
         if setting.threaded:
             ahead, pin = setting.prefetch, setting.pin_memory
             return Loader(self.dataset, batch_sampler=order, threads=setting.workers, prefetch=ahead, pin_memory=pin)
@@ -81,10 +81,14 @@ class Subject:
             return DataLoader(self.dataset, sampler=order, batch_size=None, **own)
         return DataLoader(self.dataset, sampler=_Rows(order), batch_size=self.batch_size, drop_last=True, **own)
 
-    def iterate(self, setting: Setting) -> Iterator[Any]:
+    def together(self, setting: Setting) -> int:
+        """How many batches each thread or worker makes at once."""
+        return self.loader(setting).together if setting.threaded else 1
+
+    def iterate(self, setting: Setting, order: Batches | None = None) -> Iterator[Any]:
         """Batches without end. When nobody holds the iterator, its workers end."""
         with hushed():
-            return iter(self.loader(setting))
+            return iter(self.loader(setting, order))
 
     def snippet(self, setting: Setting) -> str:
         """Python to paste, that makes this loader."""
@@ -121,18 +125,19 @@ def hushed() -> Iterator[None]:
         yield
 
 
-class Batches(Sampler[Any]):
-    """Row numbers of batch after batch, epoch after epoch; always the same."""
+class Batches(BatchOrder):
+    """bigconv's own order, always the same, epoch after epoch without an end. Each `iter` goes on with it."""
 
     def __init__(self, dataset: Any, batch_size: int, access: str, window: int | None) -> None:
-        self._order: Callable[[], BatchOrder] = lambda: BatchOrder(
-            dataset, batch_size, access != "sequential", 0, True, window=window
-        )
+        super().__init__(dataset, batch_size, access != "sequential", 0, True, window=window)
+        self._given = self._endless()
 
     def __iter__(self) -> Iterator[Index]:
-        order = self._order()
+        return self._given
+
+    def _endless(self) -> Iterator[Index]:
         while True:
-            yield from order
+            yield from super().__iter__()
 
 
 class _Rows(Sampler[int]):

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from time import perf_counter
 from typing import Any
 
 from bigconv.bench import processes
-from bigconv.bench.advise import WITHIN, check_memory
-from bigconv.bench.measure import Run, Running
+from bigconv.bench.advise import WITHIN, undecided
+from bigconv.bench.measure import ENOUGH, REPEATS, Run, Running
 from bigconv.bench.model import Model
+from bigconv.bench.parts import affordable
 from bigconv.bench.setting import Setting, threads
 from bigconv.bench.setting import processes as worker_processes
 from bigconv.bench.subject import Subject
 from bigconv.errors import UsageError
 
-REPEATS, FEWEST = 5, 3  # the fewest, where one round takes long and the time is over
 SHORTEST, LONGEST = 0.04, 1.0  # seconds of a stretch: above a scheduler's slices, below anyone's patience
-MOST_ROUNDS = 25
-LONG_ROUND = 1.0  # seconds of all settings once: what is shorter gets its five repeats
-PART = 0.02  # seconds of the smallest part of a batch that is measured: what a batch adds to its rows is under 1 %
+MOST_TURNS = 60
+LONG_TURN = 1.0  # seconds of all settings once: what is shorter gets its five repeats
+TO_BEGIN = 0.5  # share of the seconds for the first five of all; the rest is for those that are hard to tell apart
 
 #: `tick(what, share)`: called before each measurement, with the share of the sweep that is done.
 Tick = Callable[[str, float], None]
@@ -74,94 +75,118 @@ def sweep(
     """
     cores = processes.cores()
     settings = [_pinned(s, pin_memory) for s in plan(cores if workers is None else workers)] if only is None else [only]
-    swept, started = Swept(), {}
-    begin = perf_counter()
     base = worker_processes(0, pin_memory)
+    contest = _Contest(subject, step, seconds, len(settings), tick)
+    swept = contest.swept
     tick("calibrating", 0.0)
-    each = max(SHORTEST, min(LONGEST, seconds * 0.7 / (len(settings) * REPEATS)))
     try:
-        part = _part(subject, base, each / (3 * max(1, *(s.workers for s in settings))), settings)
+        part = affordable(subject, base, contest.left, settings, REPEATS + 1, cores)
         if part is not subject:
             swept.notes.append(
                 f"a batch of {subject.batch_size} takes long: measured in parts of {part.batch_size} rows, "
                 "which cost as much a row; waits are for these"
             )
-            subject = part
-        started[base] = calibrated = Running(subject, base, step)
-        for _ in range(2):
-            calibrated.repeat(each)
-        swept.model = Model.of(calibrated.run, cores)
-        calibrated.run.stretches.clear()  # alone on the machine: not to be compared with those measured in turn
+            contest.subject = part
+        swept.model = Model.of(contest.calibrate(base), cores)
         if not isinstance(workers, Sequence) and only is None:
             swept.skipped = [s for s in settings if not swept.model.worth_trying(s)]
             settings = [s for s in settings if s not in swept.skipped]
-        _rounds(subject, settings, REPEATS, each, step, started, swept, tick, seconds, begin)
-        while (middle := _between(swept.runs)) is not None and perf_counter() - begin < seconds:
-            pair = [_pinned(middle, pin_memory), max(swept.runs, key=lambda r: r.rate.value).setting]
-            _rounds(subject, pair, REPEATS, each, step, started, swept, tick, seconds, begin)
-        _separate(subject, each, step, started, swept, tick, seconds, begin)
+            contest.share_among(len(settings))
+        contest.turns(settings)
+        while (middle := _between(swept.runs)) is not None and contest.left > 0:
+            contest.turns([_pinned(middle, pin_memory), max(swept.runs, key=lambda r: r.rate.value).setting])
+        contest.decide()
     except KeyboardInterrupt:
         swept.interrupted = True
     finally:
-        for running in started.values():
-            running.close()
-    swept.runs = sorted(
-        (r.run for r in started.values() if r.run.stretches), key=lambda r: (r.setting.threaded, r.setting.workers)
-    )
+        contest.close()
+    swept.runs.sort(key=lambda run: (run.setting.threaded, run.setting.workers))
+    all_of_them = [stretch for run in swept.runs for stretch in run.stretches]
+    disturbed = len(all_of_them) - sum(len(run.counted) for run in swept.runs)
+    if disturbed:
+        swept.notes.append(f"{disturbed} of {len(all_of_them)} stretches are not counted: others used the cores")
     sums = {run.checksum for run in swept.runs}
     if len(sums) > 1:
         swept.disagree = [f"{run.setting.label} {run.checksum}" for run in swept.runs]
     return swept
 
 
-def _rounds(
-    subject: Subject,
-    settings: list[Setting],
-    repeats: int,
-    each: float,
-    step: float,
-    started: dict[Setting, Running],
-    swept: Swept,
-    tick: Tick,
-    seconds: float,
-    begin: float,
-) -> None:
-    """Measure settings in turn, to and fro, so that what drifts is in every interval and favours nobody."""
-    now = perf_counter()
-    for number in range(repeats):
-        started_round, now = now, perf_counter()
-        if number >= FEWEST and now - begin > seconds and now - started_round > LONG_ROUND:
-            return
-        for setting in settings if number % 2 == 0 else reversed(settings):
-            tick(setting.label, (perf_counter() - begin) / seconds)
-            if setting not in started:
-                started[setting] = Running(subject, setting, step)
-            run = started[setting].run
-            if run.predicted is None and swept.model is not None:
-                run.predicted = swept.model.rate(setting)
-            started[setting].repeat(each)
-            if run not in swept.runs:
-                swept.runs.append(run)
+class _Contest:
+    """Settings of a subject that are measured in turn, in `seconds` from now on."""
 
+    def __init__(self, subject: Subject, step: float, seconds: float, settings: int, tick: Tick) -> None:
+        self.subject, self.swept = subject, Swept()
+        self._step, self._seconds, self._tick = step, seconds, tick
+        self.share_among(settings)
+        self._begin, self._turn, self._started = perf_counter(), 0, dict[Setting, Running]()
 
-def _separate(
-    subject: Subject,
-    each: float,
-    step: float,
-    started: dict[Setting, Running],
-    swept: Swept,
-    tick: Tick,
-    seconds: float,
-    begin: float,
-) -> None:
-    """Go on with those of which it isn't clear whether they are within 3 % of the best."""
-    for _ in range(MOST_ROUNDS - REPEATS):
-        best = max(swept.runs, key=lambda r: r.rate.value)
-        wanted = WITHIN * best.rate.value
-        unclear = [r for r in swept.runs if r is not best and r.rate.low < wanted < r.rate.high]
-        if not unclear or perf_counter() - begin >= seconds:
-            return
-        _rounds(subject, [r.setting for r in (*unclear, best)], 1, each, step, started, swept, tick, seconds, begin)
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._seconds - (perf_counter() - self._begin)
+
+    def share_among(self, settings: int) -> None:
+        """How long a stretch is, for so many settings."""
+        self.each = max(SHORTEST, min(LONGEST, self._seconds * TO_BEGIN / (settings * (REPEATS + 1))))
+
+    def start(self, settings: Sequence[Setting]) -> None:
+        """Those that aren't yet, and then warm up: memory gets mapped, and the runtime finds its pace.
+
+        Processes first: what this process writes to after a fork is copied once more, as the child has it, too.
+        """
+        new = [s for s in settings if s not in self._started]
+        for setting in sorted(new, key=lambda s: s.processes, reverse=True):
+            self._started[setting] = Running(self.subject, setting, self._step)
+        forked = any(s.processes for s in new)
+        for setting, running in self._started.items():
+            if setting in new or (forked and not setting.processes):
+                running.measure(self.each / 2)
+
+    def calibrate(self, base: Setting) -> Run:
+        """No workers, and alone on the machine: not to be compared with those that are measured in turn."""
+        running = Running(self.subject, base, self._step)
+        try:
+            for _ in range(2):
+                running.repeat(self.each)
+        finally:
+            running.close()
+        return running.run
+
+    def turn(self, settings: Sequence[Setting]) -> None:
+        """Each of them once, in an order of chance: what drifts is in every interval, and nobody always follows one."""
+        self._turn += 1
+        for setting in Random(self._turn).sample(settings, len(settings)):
+            self._tick(setting.label, 1 - self.left / self._seconds)
+            running = self._started[setting]
+            if running.run.predicted is None and self.swept.model is not None:
+                running.run.predicted = self.swept.model.rate(setting)
+            running.repeat(self.each, self._turn)
+            if running.run not in self.swept.runs:
+                self.swept.runs.append(running.run)
+
+    def turns(self, settings: Sequence[Setting]) -> None:
+        """`REPEATS` times, or fewer where one takes long."""
+        self._tick("starting", 1 - self.left / self._seconds)
+        self.start(settings)
+        took = 0.0
+        for number in range(REPEATS):
+            if number >= ENOUGH and self.left < 0 and took > LONG_TURN:
+                return
+            start = perf_counter()
+            self.turn(settings)
+            took = perf_counter() - start
+
+    def decide(self) -> None:
+        """Go on with those on which the advice depends, until it is clear or the time is over."""
+        for _ in range(MOST_TURNS - REPEATS):
+            unclear = undecided(self.swept.runs)
+            if not unclear or self.left <= 0:
+                return
+            self.turn([run.setting for run in unclear])
+
+    def close(self) -> None:
+        for running in self._started.values():
+            running.close()
 
 
 def _between(runs: Sequence[Run]) -> Setting | None:
@@ -180,41 +205,6 @@ def _between(runs: Sequence[Run]) -> Setting | None:
 
 def _pinned(setting: Setting, pin_memory: bool) -> Setting:
     return Setting(setting.loader, setting.workers, setting.prefetch, pin_memory)
-
-
-def _part(subject: Subject, base: Setting, wanted: float, settings: Sequence[Setting]) -> Subject:
-    """The subject in batches of about `wanted` seconds where its own take far longer, and cost as much a row.
-
-    A stretch needs a batch of each worker, and then they fill their queues: with batches of half a second a sweep
-    would take a minute. Refuses settings for which there isn't the memory.
-    """
-    wanted, probe = max(wanted, PART), Running(subject, base, checked=1)
-    try:
-        _refuse(subject, probe.run.batch_bytes, settings)
-        if probe.run.first_batch < 2 * wanted:
-            return subject
-        took = probe.measure(0.0).wall
-    finally:
-        probe.close()
-    rows = max(1, int(subject.batch_size * wanted / took))
-    if took < 2 * wanted or rows >= subject.batch_size:
-        return subject
-    part = subject.in_parts(rows)
-    probe = Running(part, base, checked=1)
-    try:
-        alike = probe.measure(3 * wanted)
-    finally:
-        probe.close()
-    a_row = alike.wall / alike.samples
-    return part if a_row < 1.25 * took / subject.batch_size else subject
-
-
-def _refuse(subject: Subject, batch_bytes: int, settings: Sequence[Setting]) -> None:
-    for loader in (False, True):
-        most = max((s for s in settings if s.threaded is loader), key=lambda s: s.workers, default=None)
-        why = None if most is None else check_memory(subject, batch_bytes, most)
-        if why is not None:
-            raise UsageError(why)
 
 
 def random_samples(subject: Subject, batches: int) -> bool:

@@ -90,7 +90,7 @@ def _tried(paths: Sequence[Path], stores: Sequence[str], asked: Question, tick: 
     if not converted:
         raise Interrupted("stopped before anything was measured")
     best = _best(converted)
-    notes.append(f"stores hold a sample of {limit:,} inputs, read from the page cache")
+    notes.append(f"stores hold a sample of {best.subject.rows:,} rows, read from the page cache")
     contention, extra = watcher.result(), _extra(paths, best, answers, asked)
     return Report(answers, contention, interrupted, [*contention.words(), *notes], extra, chosen=best)
 

@@ -125,7 +125,7 @@ class Loader:
         self._given, self._start = 0, self._order().state_dict() if ours else None
         copy = _Copy(self.pin_memory, self.device)
         source: Iterable[Any] = self.sampler if self.batches is None else self.batches  # type: ignore[assignment]
-        together = self._together()
+        together = self.together
         # what a thread announces to the disk is the group after those that are being made
         ahead = max(1, self.threads) if isinstance(self.dataset, StoreDataset) else 0
         tasks = with_coming(_groups(source, together), ahead)
@@ -135,8 +135,9 @@ class Loader:
         prefetch = self.prefetch if together == 1 else max(self.prefetch // together, self.threads + 1)
         return _Epoch(self, copy, Prefetch(tasks, work, self.threads, prefetch, self.in_order))
 
-    def _together(self) -> int:
-        """How many batches are made at once."""
+    @property
+    def together(self) -> int:
+        """How many batches a thread makes at once."""
         if not isinstance(self.dataset, StoreDataset) or not isinstance(self.batches, BatchOrder):
             return 1
         nbytes = self.dataset.fixed_bytes * self.batches.batch_size

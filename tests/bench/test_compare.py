@@ -203,6 +203,13 @@ def test_trial_names_the_command_that_wins(photos: Path) -> None:
     assert "converted, rows/s" in shown
 
 
+def test_a_trial_tells_how_many_rows_it_has(photos: Path) -> None:
+    for one in sorted(photos.rglob("*.png"))[30:]:
+        one.unlink()
+    report = trial([photos], ("mmap",), Question((0,), 8, resize=(16, 16), seconds=0.6))
+    assert "stores hold a sample of 30 rows, read from the page cache" in report.notes
+
+
 def test_raw_images_need_one_size(photos: Path) -> None:
     from bigconv.errors import SchemaError
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from bigconv.bench import measure, model, payload, processes, residency, setting, stats
-from bigconv.bench.advise import advise
+from bigconv.bench import contention, measure, model, payload, processes, residency, setting, stats
+from bigconv.bench.advise import advise, undecided
 from bigconv.bench.api import Question
 from bigconv.bench.api import measure as bench_subjects
 from bigconv.bench.subject import Subject, store_subject
@@ -124,6 +124,61 @@ def test_sleeping_samples_earn_more_workers_than_cores() -> None:
     answer = bench_subjects([subject(Priced(0.004), 4)], Question(workers=4 * processes.cores(), seconds=2)).winner
     assert answer.advice.setting.workers == 4 * processes.cores()
     assert "blocked" in answer.advice.reason
+
+
+@timed
+@pytest.mark.parametrize("how", [setting.processes(1), setting.threads(1)])
+def test_one_worker_makes_samples_that_hold_the_lock_as_fast_as_none(how: setting.Setting) -> None:
+    """They delay deliveries by whole batches, in bursts: the first of a stretch as much as the last."""
+    watcher = contention.Watcher()
+    what = subject(Priced(0.004, busy=True), 8)
+    found, alone = (run(what, one, 0.25, 6).rate.value for one in (how, setting.processes(0)))
+    if watcher.result().foreign is None or watcher.result().contended:
+        pytest.skip("others use the cores")
+    assert found == pytest.approx(alone, rel=0.1), "a worker has a thread more, which sends"
+
+
+@timed
+@pytest.mark.parametrize("busy", [True, False])
+def test_asking_again_gives_the_same_advice(busy: bool) -> None:
+    """2 ms a sample: as many workers as cores where they compute, in whatever order one asks."""
+    cores = processes.cores()
+    found = [bench_subjects([subject(Priced(0.002, busy=busy), 8)], Question(seconds=3)) for _ in range(2)]
+    if cores < 2 or any(report.contention.contended for report in found):
+        pytest.skip("others use the cores")
+    for report in found:
+        chosen = report.winner.advice.setting
+        assert chosen.workers == cores
+        assert chosen.threaded is not busy, "those that compute wait for Python's lock, those that sleep don't"
+
+
+def test_loaders_that_wait_for_their_turn_hold_nothing(make_store: Callable[..., Path]) -> None:
+    """Batches in the queue of one would be memory that the next one, in the same process, has to map anew."""
+    path = make_store(block(ROWS, 2000), ".mmap")
+    running = measure.Running(store_subject(path, 64, "shuffled"), setting.threads(2))
+    try:
+        for _ in range(2):
+            assert not [t for t in threading.enumerate() if t.name.startswith("bigconv-loader")]
+            first = running.measure(0.01)
+            assert first.samples % 128 == 0 and first.samples > 0
+    finally:
+        running.close()
+
+
+def test_a_loader_goes_on_with_the_order_where_it_was() -> None:
+    """Rows that were read a moment ago are in a cache: to read them again would measure that."""
+
+    class Noted(Priced):
+        def __getitem__(self, i: int) -> torch.Tensor:
+            asked.append(i)
+            return torch.tensor([i])
+
+    asked: list[int] = []
+    running = measure.Running(subject(Noted(0, 1 << 16), 8), setting.processes(0))
+    for _ in range(3):
+        running.measure(0.001)
+    running.close()
+    assert len(set(asked)) == len(asked) > 64
 
 
 def test_undecoded_rows_need_no_workers(make_store: Callable[..., Path]) -> None:
@@ -236,12 +291,15 @@ def test_quantiles_are_values_that_occurred() -> None:
 # -- the advice -------------------------------------------------------------------------------------------------------
 
 
-def known(rates: dict[setting.Setting, float]) -> list[measure.Run]:
-    """Runs that have measured these rates, exactly."""
+def known(rates: dict[setting.Setting, Any]) -> list[measure.Run]:
+    """Runs that have measured these rates, exactly; of a list one in each turn."""
     found = []
     for how, rate in rates.items():
-        stretch = measure.Stretch(round(rate), 1.0, (32 / rate,) * round(rate / 32), processes.Usage(0, 0, 0))
-        found.append(measure.Run(subject(Priced(0), 32), how, 1 << 14, stretches=[stretch] * 5))
+        stretches = [
+            measure.Stretch(round(n), 1.0, (32 / n,) * round(n / 32), processes.Usage(0, 0, 0), turn)
+            for turn, n in enumerate([rate] * 5 if isinstance(rate, (int, float)) else rate)
+        ]
+        found.append(measure.Run(subject(Priced(0), 32), how, 1 << 14, stretches=stretches))
     return found
 
 
@@ -260,6 +318,38 @@ def test_threads_against_processes(threads: tuple[int, int], chosen: setting.Set
     advice = advise(known(rates), model.Model(0.002, 0.0, 2), False)
     assert advice.setting.key == chosen.key
     assert words in advice.reason
+
+
+def test_a_smaller_setting_is_not_granted_on_noise() -> None:
+    """Within 3 % by its mean, but one turn in five made it so: the best is taken, and the two are measured again."""
+    lucky = known({setting.threads(2): (940, 940, 940, 940, 1100), setting.processes(2): (1000,) * 5})
+    assert advise(lucky, model.Model(0.002, 0.0, 2), False).setting.key == "DataLoader/2"
+    assert [r.setting.key for r in undecided(lucky)] == ["Loader/2", "DataLoader/2"]
+    sure = known({setting.threads(2): (975, 970, 980, 972, 978), setting.processes(2): (1000,) * 5})
+    assert advise(sure, model.Model(0.002, 0.0, 2), False).setting.key == "Loader/2"
+    assert undecided(sure) == []
+    slower = known({setting.threads(2): (940, 945, 935, 940, 940), setting.processes(2): (1000,) * 5})
+    assert advise(slower, model.Model(0.002, 0.0, 2), False).setting.key == "DataLoader/2"
+    assert undecided(slower) == []
+
+
+def test_what_slows_all_of_a_turn_hides_nothing() -> None:
+    """A machine whose speed halves in between: each interval alone is wide, their ratio is known."""
+    speed = (1.0, 0.5, 1.0, 0.6, 0.8)
+    found = known({setting.threads(2): [990 * s for s in speed], setting.processes(2): [1000 * s for s in speed]})
+    assert found[0].rate.spread > 0.3
+    ratio = found[0].against(found[1])
+    assert ratio is not None and ratio.low > 0.98
+    assert advise(found, model.Model(0.002, 0.0, 2), False).setting.key == "Loader/2"
+
+
+def test_turns_that_others_disturbed_are_not_counted() -> None:
+    run = known({setting.processes(2): (1000, 400, 1000, 500, 1000)})[0]
+    assert run.rate.value == 780
+    run.stretches = [replace(s, disturbed=s.samples < 1000) for s in run.stretches]
+    assert run.rate.value == 1000 and run.rate.repeats == 3
+    run.stretches = [replace(s, disturbed=s.turn > 0) for s in run.stretches]
+    assert run.rate.value == 780, "one calm turn tells nothing"
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
@@ -372,11 +462,14 @@ def test_windowed_and_sequential_orders(make_store: Callable[..., Path]) -> None
 def test_snippets_run(make_store: Callable[..., Path], access: str, how: setting.Setting) -> None:
     """What is pasted gives whole batches of the size that was measured."""
     path = make_store(block(ROWS, 200), ".mmap")
-    code = store_subject(path, 50, access, ("x", "y")).snippet(how)
+    what = store_subject(path, 50, access, ("x", "y"))
+    code = what.snippet(how)
     names: dict[str, Any] = {}
     exec(code, names)
     batches = list(names["loader"])
     assert [len(x) for x, _ in batches] == [50] * 4
     assert sorted(int(y) for _, ys in batches for y in ys) == sorted(block(ROWS, 200).columns["y"].tolist())  # type: ignore[union-attr]
-    if not how.threaded:
+    if how.threaded:
+        assert names["loader"].together == what.together(how) > 1, "small batches are made several at once in both"
+    else:
         assert names["loader"].num_workers == how.workers

@@ -412,7 +412,7 @@ def test_small_batches_have_tensors_of_their_own(dataset: StoreDataset, threads:
     """They are gathered together; what is done to one, or saved of it, has nothing to do with the others."""
     dataset = StoreDataset(dataset.view.paths[0], fields)
     loader = Loader(dataset, 8, shuffle=True, threads=threads, seed=3)
-    assert loader._together() > 1
+    assert loader.together > 1
     order = list(BatchOrder(dataset, 8, seed=3))
     batches = list(loader)
     assert len(batches) == len(order) == len(loader)
