@@ -87,12 +87,12 @@ class _Threads:
         self,
         rows: int,
         nbytes: int,
-        addresses: Callable[[], Index],
+        places: Callable[[], Index],
         out: Array | None,
         alone: memory.Copy,
         twice: bool,
     ) -> Array:
-        """`nbytes` bytes from each of `rows` addresses into uint8 `[rows, nbytes]`.
+        """`nbytes` bytes from each of `rows` places, in bytes from `memory.LOWEST` on, into uint8 `[rows, nbytes]`.
 
         `alone` does it in one thread, with numpy; `twice`: it has to copy everything a second time to get it there.
         """
@@ -100,21 +100,23 @@ class _Threads:
         if not width:
             return alone(out)
         if torch.get_num_threads() == 1:
-            return _indexed(addresses(), rows, nbytes, width, out) if twice else alone(out)
+            return _indexed(places(), rows, nbytes, width, out) if twice else alone(out)
         if getattr(self._here, "alone", False) or os.getpid() != self._pid:
             return alone(out)
-        pace = self._paces.setdefault((nbytes, rows.bit_length()), _Pace())
+        size = nbytes, rows.bit_length()
+        pace = self._paces.get(size)
+        if pace is None:
+            pace = self._paces.setdefault(size, _Pace())
         shared = pace.choose()
         start = time.perf_counter()
-        out = _indexed(addresses(), rows, nbytes, width, out) if shared else alone(out)
+        out = _indexed(places(), rows, nbytes, width, out) if shared else alone(out)
         pace.note(shared, (time.perf_counter() - start) / (rows * nbytes))
         return out
 
 
-def _indexed(addresses: Index, rows: int, nbytes: int, width: int, out: Array | None) -> Array:
+def _indexed(first: Index, rows: int, nbytes: int, width: int, out: Array | None) -> Array:
     """By torch, with as many threads as it has."""
     out = np.empty((rows, nbytes), np.uint8) if out is None else out
-    first = addresses - memory.LOWEST
     if width != nbytes:
         first = (first[:, None] + np.arange(0, nbytes, width)).reshape(-1)
     torch.index_select(_rows(width), 0, torch.from_numpy(first), out=torch.from_numpy(out.reshape(-1, width)))

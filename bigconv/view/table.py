@@ -25,6 +25,7 @@ from bigconv.view.unpack import CACHE_BYTES
 
 FETCHED_BYTES = 256 << 20  # 256 MiB of chunks that were fetched: this batch, those that are on their way, and some
 FIELDS_AT_ONCE = 8  # fetched by threads of their own
+_INT64 = np.dtype(np.int64)
 RUN_BYTES = 8 << 20  # 8 MiB a block when reading in order: past this a copy no longer gets faster
 
 
@@ -232,8 +233,9 @@ class StoreView:
                 ahead.ask(starts, nbytes)
 
     def _few(self, rows: Sequence[int] | Array) -> Index:
-        index = self.rows(rows)
-        return index[:: max(1, len(index) // LOOKED_AT)]
+        if not (isinstance(rows, np.ndarray) and rows.dtype == np.bool_):
+            rows = rows[:: max(1, len(rows) // LOOKED_AT)]
+        return self.rows(rows)[:LOOKED_AT]
 
     def _extents(self, index: Index) -> Iterator[tuple[Index, Index]]:
         """Addresses and byte counts of what reading rows will touch, a field of a store at a time."""
@@ -299,6 +301,8 @@ class StoreView:
 
     def _by_store(self, index: Index) -> list[tuple[OpenPart, Index, Index]]:
         """Each store that some of the rows are in: where they stand in `index`, and their numbers in the store."""
+        if len(self._starts) == 2:
+            return [(self._part(0), np.arange(len(index)), index)]
         part_of, inside = self.whence(index)
         order = np.argsort(part_of, kind="stable")
         present, first = np.unique(part_of[order], return_index=True)
@@ -393,6 +397,8 @@ class StoreView:
 
 def numbers(rows: Sequence[int] | Array, count: int, what: str, roots: Sequence[Opened]) -> Index:
     """Numbers below `count` as int64, checked and made positive; a boolean mask is accepted too. Raises `RowError`."""
+    if type(rows) is np.ndarray and rows.dtype == _INT64 and rows.ndim == 1 and _in_range(rows, count):
+        return rows  # the usual case
     try:
         index = _indexed(rows)
     except OverflowError as error:
@@ -408,12 +414,17 @@ def numbers(rows: Sequence[int] | Array, count: int, what: str, roots: Sequence[
     if index.dtype == np.uint64 and int(index.max()) >= count:  # would wrap to a negative number
         raise RowError(f"{what} {int(index.max())} of {count} {what}s: {_told(roots[:3])}")
     index = index.astype(np.int64, copy=False)
-    if index.view(np.uint64).max() < count:  # the usual case in one pass: a negative number is a huge one
+    if _in_range(index, count):
         return index
     low, high = int(index.min()), int(index.max())
     if low < -count or high >= count:
         raise RowError(f"{what} {low if low < -count else high} of {count} {what}s: {_told(roots[:3])}")
     return np.where(index < 0, index + count, index) if low < 0 else index
+
+
+def _in_range(index: Index, count: int) -> bool:
+    """Whether numbers are from 0 to `count - 1`, in one pass: a negative one is huge without its sign."""
+    return len(index) == 0 or bool(np.maximum.reduce(index.view(np.uint64)) < count)
 
 
 def _told(roots: Sequence[Opened]) -> str:
