@@ -29,6 +29,7 @@ FIRST, SOON, SELDOM = 4, 16, 1024  # copies until the other way is tried: at fir
 TRIES = 3  # copies of a trial, of which the quickest counts: threads that have slept begin slowly
 BETTER = 0.95  # of the cost in use: what is hardly quicker isn't worth the other cores
 WORSE = 1.5  # times the cost it had: something has changed, so the other way is tried at once
+WAKING = 500e-6  # seconds: threads that sleep take up to so long to begin, so one slow copy of a trial says nothing yet
 SMOOTH = 0.25  # weight of the newest copy in the cost
 _NARROW = 1 << 15  # bytes: wider rows are copied in pieces, or their count times their width would overflow
 
@@ -48,10 +49,11 @@ class _Pace:
         """Whether to share the next copy."""
         return self.shared if self.left else not self.shared
 
-    def note(self, shared: bool, cost: float) -> None:
+    def note(self, shared: bool, seconds: float, nbytes: int) -> None:
+        cost = seconds / nbytes
         if shared != self.shared:
             self.trial.append(cost)
-            if len(self.trial) == TRIES or cost > WORSE * self.cost:
+            if len(self.trial) == TRIES or (cost > WORSE * self.cost and seconds > WAKING):
                 self._decide(min(self.trial))
             return
         self.cost = cost * SMOOTH + (self.cost or cost) * (1 - SMOOTH)
@@ -110,7 +112,7 @@ class _Threads:
         shared = pace.choose()
         start = time.perf_counter()
         out = _indexed(places(), rows, nbytes, width, out) if shared else alone(out)
-        pace.note(shared, (time.perf_counter() - start) / (rows * nbytes))
+        pace.note(shared, time.perf_counter() - start, rows * nbytes)
         return out
 
 

@@ -80,7 +80,8 @@ class Windows:
         buckets = min(_BUCKETS * len(bounds), _MOST_BUCKETS)
         self._shift = (len(self) // buckets).bit_length()
         edges = np.arange((len(self) >> self._shift) + 2) << self._shift
-        self._coarse = np.searchsorted(self._before, edges, side="right") - 1  # segment of each bucket's first window
+        segment = np.searchsorted(self._before, edges, side="right") - 1
+        self._segment = np.where(segment[:-1] == segment[1:], segment[:-1], -1)  # of each bucket; -1: several
 
     def __len__(self) -> int:
         return int(self._before[-1])
@@ -92,11 +93,10 @@ class Windows:
             start += self.bounds[0]
             return np.zeros(len(windows), np.int64), start
         # a search among a million documents takes as long as the copy; most buckets of windows lie in one document
-        bucket = windows >> self._shift
-        segment = self._coarse[bucket]
-        several = np.flatnonzero(segment != self._coarse[bucket + 1])
-        segment[several] = np.searchsorted(self._before, windows[several], side="right") - 1
-        start = self._origin[segment]
+        segment = self._segment.take(windows >> self._shift)
+        several = (segment < 0).nonzero()[0]
+        segment[several] = self._before.searchsorted(windows[several], "right") - 1
+        start = self._origin.take(segment)
         start += windows * self.sliding.stride
         return segment, start
 

@@ -15,7 +15,7 @@ import torch
 from bigconv.block import Block
 from bigconv.runtime import Loader, StoreDataset
 from bigconv.runtime import threads as ours
-from bigconv.runtime.threads import FIRST, SELDOM, TRIES, _Pace
+from bigconv.runtime.threads import FIRST, SELDOM, TRIES, WAKING, _Pace
 from bigconv.schema import Field, Schema
 from bigconv.view import memory
 
@@ -100,7 +100,7 @@ def run(pace: _Pace, copies: int, cost: Callable[[bool], float]) -> float:
     for _ in range(copies):
         way = pace.choose()
         shared += way
-        pace.note(way, cost(way))
+        pace.note(way, cost(way), 1)
     return shared / copies
 
 
@@ -125,8 +125,20 @@ def test_a_trial_that_goes_badly_ends_at_once() -> None:
     for _ in range(FIRST + 1 + TRIES):
         way = pace.choose()
         tried.append(way)
-        pace.note(way, 100.0 if way else 1.0)
+        pace.note(way, 100.0 if way else 1.0, 1)
     assert tried == [False] * FIRST + [True] + [False] * TRIES
+
+
+def test_threads_that_slept_get_a_second_try() -> None:
+    """Their first copy of a trial waits until they are awake, which takes longer than a small copy."""
+    pace, idle, shared = _Pace(), 1.0, 0
+    for _ in range(100):
+        way = pace.choose()
+        seconds = (0.8 * WAKING if idle > 1e-3 else 30e-6) if way else 60e-6
+        idle = 0.0 if way else idle + seconds
+        pace.note(way, seconds, 1 << 19)
+        shared += way
+    assert shared > 85
 
 
 def test_a_thread_that_reads_alone_says_so_for_itself(make_store: Make, two_threads: list[bool]) -> None:
