@@ -23,6 +23,7 @@ LOWEST = 4096  # no map ever starts at address 0
 SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
 LOOP_BYTES = 32768  # rows this large: one copy a row costs nothing against its bytes, and their count can't overflow
 SHARED_BYTES = 256 << 10  # 256 KiB: less is copied before a second thread, even one that is awake, has begun
+LOCKED_ITEMS = 500  # numpy copies up to so many without letting go of Python's lock, however large they are
 JOIN_BYTES = 128  # ragged rows shorter than this on average: indexing items beats joining slices
 
 
@@ -99,18 +100,33 @@ def _copied(places: Index, nbytes: int, out: Array | None) -> Array:
     """In one thread. `places`: addresses, counted from `LOWEST` on."""
     if out is None:
         if nbytes < LOOP_BYTES and nbytes:
-            return _space(nbytes)[places].view(np.uint8).reshape(-1, nbytes)
+            return _gathered(places, nbytes)
         out = np.empty((len(places), nbytes), np.uint8)
     if nbytes >= LOOP_BYTES:
         everything = _space(1).view(np.uint8)
         for row, start in enumerate(places.tolist()):
             out[row] = everything[start : start + nbytes]
     elif nbytes:
-        target = out.view(f"V{nbytes}").reshape(-1)
         step = max(1, (512 << 10) // nbytes)  # 512 KiB: the fresh copy is still in the cache when it moves on
         for a in range(0, len(places), step):
-            target[a : a + step] = _space(nbytes)[places[a : a + step]]
+            out[a : a + step] = _gathered(places[a : a + step], nbytes)
     return out
+
+
+def _gathered(places: Index, nbytes: int) -> Array:
+    """In new memory."""
+    width = nbytes if len(places) * nbytes < SHARED_BYTES else _unlocked(nbytes, len(places))
+    if width != nbytes:
+        places = (places[:, None] + np.arange(0, nbytes, width)).reshape(-1)
+    gathered: Array = _space(width)[places]
+    return gathered.view(np.uint8).reshape(-1, nbytes)
+
+
+@lru_cache(maxsize=256)
+def _unlocked(nbytes: int, rows: int) -> int:
+    """Bytes of the pieces, all equal, in which rows are copied so that numpy lets other threads run meanwhile."""
+    least = LOCKED_ITEMS // max(1, rows) + 1
+    return next((nbytes // n for n in range(least, nbytes // 256 + 1) if nbytes % n == 0), nbytes)
 
 
 def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:

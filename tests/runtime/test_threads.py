@@ -152,3 +152,19 @@ def test_a_thread_that_reads_alone_says_so_for_itself(make_store: Make, two_thre
         other.join()
     assert two_threads
     assert np.array_equal(results[0].numpy(), values)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 60, 400, 600])
+@pytest.mark.parametrize("width", [*WIDTHS, 12_289, 30_000])
+def test_in_pieces_that_leave_the_lock_alone(rows: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into new memory and into one's own."""
+    monkeypatch.setattr(memory, "SHARED_BYTES", 1)
+    monkeypatch.setattr(memory, "_threads", None)
+    held = np.random.default_rng(0).integers(0, 256, width + 5000, np.uint8)
+    at = np.random.default_rng(1).integers(0, 5000, rows)
+    expected = np.stack([held[a : a + width] for a in at.tolist()])
+    copies = [memory.copy_rows(at + held.ctypes.data, width, out) for out in (None, np.empty((rows, width), np.uint8))]
+    assert all(np.array_equal(copied, expected) for copied in copies)
+    piece = memory._unlocked(width, rows)
+    assert width % piece == 0
+    assert rows * width // piece > memory.LOCKED_ITEMS or piece == width
