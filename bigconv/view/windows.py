@@ -18,7 +18,8 @@ from bigconv.block import Array, Block, Column, Index, Ragged
 from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.view.items import ItemStream, Room, first_items, serial
-from bigconv.view.table import StoreView, numbers
+from bigconv.view.row_numbers import numbers
+from bigconv.view.table import StoreView
 
 _BUCKETS = 8  # buckets of windows a segment: 7 of 8 then lie in one segment
 _MOST_BUCKETS = 1 << 21  # 16 MiB
@@ -195,7 +196,7 @@ class WindowView:
         `room(name, nbytes)`: memory to use, if it has some to give.
         """
         index, way = self._index, self.sliding
-        segment, start = index.windows.locate(numbers(windows, len(self), "window", self._view.roots))
+        segment, start = index.windows.locate(numbers(windows, len(self), "window", self._view.told_shortly))
         rows = segment if self._ragged and not self._cross else None
         held = None if way.drop_partial else index.windows.held(segment, start)
         columns: dict[str, Column] = {}
@@ -220,7 +221,7 @@ class WindowView:
         Documents are numbered as the rows they are, groups as they come. Items are rows, or the values of a ragged
         field counted through all rows.
         """
-        return self._index.windows.locate(numbers(windows, len(self), "window", self._view.roots))
+        return self._index.windows.locate(numbers(windows, len(self), "window", self._view.told_shortly))
 
     def _items(
         self, stream: ItemStream, start: Index, held: Index | None, rows: Index | None, room: Room | None
