@@ -110,20 +110,8 @@ class DatasetManifest(Manifest):
         return sum(part.bytes for part in self.parts)
 
     def to_bytes(self) -> bytes:
-        body = {
-            "format": FORMAT,
-            "version": VERSION,
-            "bigconv_version": self.bigconv_version,
-            "store": self.store,
-            "rows": self.rows,
-            "fields": self.schema.to_json(),
-            "content_digest": self.recorded,
-            "source": dict(self.source),
-            "recipe": dict(self.recipe),
-            "plan": self.plan,
-            "parts": [part.to_json() for part in self.parts],
-            **self.counts_to_json(),
-        }
+        parts = [part.to_json() for part in self.parts]
+        body = {"format": FORMAT, "version": VERSION, **self.described(), "parts": parts}
         algorithm = self.digests.algorithm
         return sealed(body if algorithm == XXH3 else {**body, "algorithm": algorithm})
 

@@ -50,30 +50,29 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON with its checksum."""
-        body = {
-            "format": FORMAT,
-            "version": VERSION,
+        digests = {
+            "algorithm": self.digests.algorithm,
+            "block_rows": self.digests.block_rows,
+            "fields": {name: table.hex() for name, table in self.digests.tables.items()},
+        }
+        files = {name: list(entry) for name, entry in self.files.items()}
+        return sealed({"format": FORMAT, "version": VERSION, **self.described(), "digests": digests, "files": files})
+
+    def described(self) -> dict[str, Any]:
+        """The keys that the manifest of a store and that of a sharded directory have in common."""
+        # what has no labels is written as it always was
+        counts = {"counts": class_counts.to_json(self.counts)} if self.counts else {}
+        return {
             "bigconv_version": self.bigconv_version,
             "store": self.store,
             "rows": self.rows,
             "fields": self.schema.to_json(),
-            "digests": {
-                "algorithm": self.digests.algorithm,
-                "block_rows": self.digests.block_rows,
-                "fields": {name: table.hex() for name, table in self.digests.tables.items()},
-            },
             "content_digest": self.content_digest,
             "source": dict(self.source),
             "recipe": dict(self.recipe),
-            "files": {name: list(entry) for name, entry in self.files.items()},
             "plan": self.plan,
-            **self.counts_to_json(),
+            **counts,
         }
-        return sealed(body)
-
-    def counts_to_json(self) -> dict[str, Any]:
-        """The key of the counts, where there are any: what has no labels is written as it always was."""
-        return {"counts": class_counts.to_json(self.counts)} if self.counts else {}
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str) -> Manifest:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from bigconv.block import Array, Index, Ragged
 from bigconv.errors import RowError, UsageError
 from bigconv.runtime import buffers
+from bigconv.runtime.announced import MOST_TOGETHER, TOGETHER_BYTES, Announced
 from bigconv.runtime.decoded import decoded
 from bigconv.runtime.resident import Resident
 from bigconv.runtime.rows import BatchColumn, DictRow, StackedBatch, selected
@@ -65,6 +66,7 @@ class StoreDataset(Dataset[Any]):
         self._decoded = {f.name for f in schema if decode and f.kind == "encoded"}
         self._in_memory = in_memory
         self._resident = Resident(self._view) if in_memory else None
+        self._announced: tuple[Announced, ...] = ()
 
     @property
     def schema(self) -> Schema:
@@ -84,9 +86,11 @@ class StoreDataset(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         travels = self._resident is not None and self._resident.can_travel
-        return {**self.__dict__, "_resident": self._resident if travels else None}
+        return {**self.__dict__, "_resident": self._resident if travels else None, "_announced": ()}
 
     def __getitem__(self, key: Any) -> Any:
+        if self._announced and isinstance(key, np.ndarray) and (batch := self._next_announced(key)) is not None:
+            return batch
         if isinstance(key, slice):
             return self._batch(np.arange(*key.indices(len(self)), dtype=np.int64))
         if isinstance(key, (list, np.ndarray)) or (hasattr(key, "ndim") and key.ndim == 1):
@@ -108,23 +112,54 @@ class StoreDataset(Dataset[Any]):
         return RANGED_AHEAD if self._view.ranged else REMOTE_AHEAD
 
     @property
+    def runs(self) -> list[int]:
+        """Rows of each store, which an order may treat apart."""
+        runs: list[int] = np.diff(self._view.starts).tolist()
+        return runs
+
+    @property
     def chunk_rows(self) -> int:
         """Rows that are decompressed together; 1 where none are."""
         return 1 if self._in_memory else self._view.chunk_rows
 
-    @property
-    def fixed_bytes(self) -> int:
-        """Bytes of a row as it is given; 0 where rows differ in size, or something is done to each batch."""
-        plain = self.transform is None and self.batch_transform is None and not any(f.ragged for f in self.schema)
-        return sum(f.row_bytes for f in self.schema) if plain else 0
+    def together(self, batch_size: int) -> int:
+        """How many batches are better gathered at once: 1 where rows differ in size, or are done something to."""
+        if self.transform is not None or self.batch_transform is not None or any(f.ragged for f in self.schema):
+            return 1
+        nbytes = batch_size * sum(f.row_bytes for f in self.schema)
+        return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // nbytes)) if nbytes else 1
 
-    def several(self, batches: Sequence[Array]) -> list[Any]:
-        """What `[self[rows] for rows in batches]` gives, for rows of `fixed_bytes`: all gathered at once.
+    def several(self, rows: Index, stops: Sequence[int]) -> list[Any]:
+        """Batches of rows, each up to one of `stops`, where `together` says so: all gathered at once.
 
         Each batch has tensors of its own, which keep the memory of all of them.
         """
-        together = self._take(np.concatenate(batches))
-        return together.cut(np.cumsum([len(rows) for rows in batches]).tolist())
+        return self._take(rows).cut(stops)
+
+    @contextmanager
+    def announcing(self, batch_size: int) -> Iterator[Announced | None]:
+        """For an order whose batches will be asked for as `dataset[rows]`; None where announcing them helps nobody."""
+        together = self.together(batch_size)
+        if together == 1 or get_worker_info() is not None:
+            yield None
+            return
+        announced = Announced(together, self.several)
+        self._announced = (*self._announced, announced)
+        try:
+            yield announced
+        finally:
+            self._announced = tuple(other for other in self._announced if other is not announced)
+
+    def _next_announced(self, rows: Array) -> Any:
+        if get_worker_info() is not None:  # a fork has inherited what the parent was told
+            return None
+        try:
+            for announced in self._announced:
+                if (batch := announced.take(rows)) is not None:
+                    return batch
+        except Exception:  # noqa: BLE001  whoever asks for the batch at fault will be told
+            pass
+        return None
 
     def __getitems__(self, rows: Sequence[int] | Array) -> Any:
         """A whole batch, for the DataLoader; what it returns is for a collate function."""

@@ -19,9 +19,6 @@ from bigconv.runtime.prefetch import Prefetch
 from bigconv.runtime.threads import threads as torch_threads
 from bigconv.view.readahead import with_coming
 
-TOGETHER_BYTES = 8 << 20  # 8 MiB: small batches are gathered so many at once, as the way there costs more than the copy
-MOST_TOGETHER = 16  # batches
-
 _Sent = tuple[Any, torch.cuda.Event | None]  # a batch, and when it has arrived on its device
 _Made = _Sent | Exception  # or what is raised in its place
 _Group = list[tuple[int, Any]]  # numbers of batches, and the rows of each
@@ -140,10 +137,7 @@ class Loader:
         """How many batches a thread makes at once."""
         if not isinstance(self.dataset, StoreDataset) or not isinstance(self.batches, BatchOrder):
             return 1
-        nbytes = self.dataset.fixed_bytes * self.batches.batch_size
-        if self.collate_fn is not default_collate or not nbytes:
-            return 1
-        return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // nbytes))
+        return self.dataset.together(self.batches.batch_size) if self.collate_fn is default_collate else 1
 
     def _made(self, copy: _Copy, task: tuple[_Group, _Group | None]) -> list[_Made]:
         group, coming = task
@@ -157,8 +151,10 @@ class Loader:
     def _group(self, copy: _Copy, group: _Group) -> list[_Made]:
         if len(group) > 1:
             assert isinstance(self.dataset, StoreDataset)
+            stops = np.cumsum([len(rows) for _, rows in group]).tolist()
             try:
-                return [copy.send(batch) for batch in self.dataset.several([rows for _, rows in group])]
+                batches = self.dataset.several(np.concatenate([rows for _, rows in group]), stops)
+                return [copy.send(batch) for batch in batches]
             except Exception:  # noqa: BLE001  the batch that it belongs to tells
                 pass
         made: list[_Made] = []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sized
+from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -54,6 +57,7 @@ class BatchOrder(Sampler[Any]):
         chunk: int | None = None,
     ) -> None:
         self._runs = [rows] if isinstance(rows, int) else runs_of(rows)
+        self._dataset = weakref.ref(rows) if hasattr(rows, "announcing") else None  # is told what comes
         self.rows = sum(self._runs)
         self.batch_size, self.shuffle, self.seed, self.drop_last, self.pad = batch_size, shuffle, seed, drop_last, pad
         self.window, self.chunk = windowed(rows, window, chunk)
@@ -87,10 +91,23 @@ class BatchOrder(Sampler[Any]):
         epoch, walk = self.epoch, self._next_walk()
         self._resume, self.epoch = None, epoch + 1
         self._reading = walk
-        for taken, batch in enumerate(walk.batches(self.epoch_order(epoch)), walk.taken + 1):
+        for taken, batch in enumerate(self._announced(walk.batches(self.epoch_order(epoch))), walk.taken + 1):
             self._taken = taken
             yield batch
         self._taken = None
+
+    def _announced(self, batches: Iterator[Index]) -> Iterator[Index]:
+        """The same batches, those that are gathered at once told to the dataset."""
+        dataset: Any = None if self._dataset is None else self._dataset()
+        with nullcontext() if dataset is None else dataset.announcing(self.batch_size) as announced:
+            if announced is not None:
+                while (group := list(islice(batches, announced.together))) and announced.follow(group):
+                    yield from group
+                yield from group
+            yield from batches
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dataset": None}  # the dataset of another process, or of nobody
 
     def state_dict(self, batches: int | None = None) -> dict[str, Any]:
         """Where the epoch stands, as JSON values. `batches`: how many of this reading count, if not all."""
@@ -141,8 +158,8 @@ def current_lane(rank: int | None, world_size: int | None, worker: int = 0, work
 
 def runs_of(dataset: Sized) -> list[int]:
     """Rows of each store of a dataset; of anything else, its length."""
-    view = getattr(dataset, "view", None)
-    return [len(dataset)] if view is None else np.diff(view.starts).tolist()
+    runs: list[int] | None = getattr(dataset, "runs", None)
+    return [len(dataset)] if runs is None else runs
 
 
 def windowed(dataset: Any, window: int | None, chunk: int | None) -> tuple[int | None, int]:

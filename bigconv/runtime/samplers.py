@@ -19,8 +19,7 @@ from bigconv.errors import IncompleteStore, SchemaError, UsageError
 from bigconv.runtime.order import BatchOrder
 from bigconv.view.classes import class_counts, recorded_counts
 from bigconv.view.order import InOrder, Order, Permutation, epoch_order, random_bits, uniform
-from bigconv.view.splits import labels_of
-from bigconv.view.table import StoreView
+from bigconv.view.splits import labels_of, view_of
 
 # what random numbers are for, apart from the uses in view/order.py
 _DRAWS, _RACE, _DEALT, _WITHIN, _BATCHES = range(16, 21)
@@ -248,8 +247,8 @@ class TokenBatchSampler(BatchOrder):
 
 def lengths_of(lengths: Any, field: str | None) -> Index:
     """int64 `[rows]`: lengths as given, or the items in each row of a dataset's ragged field."""
-    view = lengths if isinstance(lengths, StoreView) else getattr(lengths, "view", None)
-    if not isinstance(view, StoreView):
+    view = view_of(lengths)
+    if view is None:
         values = np.asarray(lengths)
         if values.ndim != 1 or (values.size and (values.dtype.kind not in "iu" or values.min() < 0)):
             raise UsageError("lengths must be one whole number a row, none of them negative")

@@ -29,6 +29,7 @@ FIRST, SOON, SELDOM = 4, 16, 1024  # copies until the other way is tried: at fir
 TRIES = 3  # copies of a trial, of which the quickest counts: threads that have slept begin slowly
 BETTER = 0.95  # of the cost in use: what is hardly quicker isn't worth the other cores
 WORSE = 1.5  # times the cost it had: something has changed, so the other way is tried at once
+WAKING = 500e-6  # seconds: threads that sleep take up to so long to begin, so one slow copy of a trial says nothing yet
 SMOOTH = 0.25  # weight of the newest copy in the cost
 _NARROW = 1 << 15  # bytes: wider rows are copied in pieces, or their count times their width would overflow
 
@@ -48,10 +49,11 @@ class _Pace:
         """Whether to share the next copy."""
         return self.shared if self.left else not self.shared
 
-    def note(self, shared: bool, cost: float) -> None:
+    def note(self, shared: bool, seconds: float, nbytes: int) -> None:
+        cost = seconds / nbytes
         if shared != self.shared:
             self.trial.append(cost)
-            if len(self.trial) == TRIES or cost > WORSE * self.cost:
+            if len(self.trial) == TRIES or (cost > WORSE * self.cost and seconds > WAKING):
                 self._decide(min(self.trial))
             return
         self.cost = cost * SMOOTH + (self.cost or cost) * (1 - SMOOTH)
@@ -87,12 +89,12 @@ class _Threads:
         self,
         rows: int,
         nbytes: int,
-        addresses: Callable[[], Index],
+        places: Callable[[], Index],
         out: Array | None,
         alone: memory.Copy,
         twice: bool,
     ) -> Array:
-        """`nbytes` bytes from each of `rows` addresses into uint8 `[rows, nbytes]`.
+        """`nbytes` bytes from each of `rows` places, in bytes from `memory.LOWEST` on, into uint8 `[rows, nbytes]`.
 
         `alone` does it in one thread, with numpy; `twice`: it has to copy everything a second time to get it there.
         """
@@ -100,21 +102,23 @@ class _Threads:
         if not width:
             return alone(out)
         if torch.get_num_threads() == 1:
-            return _indexed(addresses(), rows, nbytes, width, out) if twice else alone(out)
+            return _indexed(places(), rows, nbytes, width, out) if twice else alone(out)
         if getattr(self._here, "alone", False) or os.getpid() != self._pid:
             return alone(out)
-        pace = self._paces.setdefault((nbytes, rows.bit_length()), _Pace())
+        size = nbytes, rows.bit_length()
+        pace = self._paces.get(size)
+        if pace is None:
+            pace = self._paces.setdefault(size, _Pace())
         shared = pace.choose()
         start = time.perf_counter()
-        out = _indexed(addresses(), rows, nbytes, width, out) if shared else alone(out)
-        pace.note(shared, (time.perf_counter() - start) / (rows * nbytes))
+        out = _indexed(places(), rows, nbytes, width, out) if shared else alone(out)
+        pace.note(shared, time.perf_counter() - start, rows * nbytes)
         return out
 
 
-def _indexed(addresses: Index, rows: int, nbytes: int, width: int, out: Array | None) -> Array:
+def _indexed(first: Index, rows: int, nbytes: int, width: int, out: Array | None) -> Array:
     """By torch, with as many threads as it has."""
     out = np.empty((rows, nbytes), np.uint8) if out is None else out
-    first = addresses - memory.LOWEST
     if width != nbytes:
         first = (first[:, None] + np.arange(0, nbytes, width)).reshape(-1)
     torch.index_select(_rows(width), 0, torch.from_numpy(first), out=torch.from_numpy(out.reshape(-1, width)))

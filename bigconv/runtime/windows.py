@@ -80,6 +80,11 @@ class WindowDataset(StoreDataset):
         """Windows follow on one another in the file, where the kernel reads ahead by itself."""
 
     @property
+    def runs(self) -> list[int]:
+        """Orders are of windows, which are no rows of a store."""
+        return [len(self)]
+
+    @property
     def chunk_rows(self) -> int:
         """Orders are of windows, whose chunks are no chunks of rows."""
         return 1

@@ -16,17 +16,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigconv import fsio
-from bigconv.block import Array, Block, Index, Ragged
+from bigconv.block import Array, Block, Ragged
 from bigconv.digest import little_endian
-from bigconv.errors import BigconvError, IncompleteStore, NotAStore, SchemaError, UsageError
+from bigconv.errors import IncompleteStore, NotAStore, SchemaError, UsageError
 from bigconv.hashes import XXH3
 from bigconv.manifest import Manifest, canonical, unique
 from bigconv.remote.urls import Url
 from bigconv.schema import Field, Part, Schema
 from bigconv.sniff import not_json
 from bigconv.stores import folder, frames
-from bigconv.stores.base import Chunked, Packed, RaggedColumns, Strided, Whereabouts
-from bigconv.stores.columns import part_items, take_column
+from bigconv.stores.base import Chunked, Packed, Strided
+from bigconv.stores.columns import part_items
+from bigconv.stores.zarr_arrays import ZarrArrays
 from bigconv.stores.zarr_documents import METADATA, array_document, group_document, read_document
 from bigconv.stores.zarr_packed import PackedShardWriter, place
 from bigconv.stores.zarr_ranges import ZarrRanges
@@ -261,20 +262,19 @@ class ZarrWriter:
         fsio.write_file(node / METADATA, raw)
 
 
-class ZarrReader:
-    """Knows where the shards' items lie from metadata and file sizes; reads through zarr-python."""
+class ZarrReader(ZarrArrays):
+    """Knows where the shards' items lie from metadata and file sizes."""
 
     def __init__(self, path: Path, schema: Schema, rows: int) -> None:
-        self.path, self.schema, self.rows = path, schema, rows
-        self._places = {part.name: self._place(part) for part in schema.parts()}
-        self._arrays: dict[str, Any] = {}
+        self.path = path
+        super().__init__(path, schema, rows, {part.name: self._place(part, rows) for part in schema.parts()})
 
-    def _place(self, part: Part) -> Chunked | Packed | Strided:
+    def _place(self, part: Part, rows: int) -> Chunked | Packed | Strided:
         """Where a part's items lie. Raises `IncompleteStore` unless all is as the writer leaves it."""
         array = self.path / part.name
         items, layout = read_document(array / METADATA, part)
-        if part.role != "values" and items != part_items(part, self.rows, 0):
-            raise IncompleteStore(f"{array}: has {items} items, not the manifest's {self.rows} rows")
+        if part.role != "values" and items != part_items(part, rows, 0):
+            raise IncompleteStore(f"{array}: has {items} items, not the manifest's {rows} rows")
         if layout.item_bytes == 0:
             return Strided(array, 0, 0, items)  # an extent of 0: nothing lies anywhere
         if layout.codec is not None:
@@ -292,30 +292,3 @@ class ZarrReader:
         return Chunked(
             tuple(paths), items, layout.item_bytes, layout.chunk_items, layout.chunk_stride, layout.shard_chunks
         )
-
-    def locate(self) -> Whereabouts:
-        found: dict[str, Chunked | Packed | Strided | RaggedColumns] = {}
-        for f in self.schema:
-            at = [self._places[part.name] for part in f.parts()]
-            found[f.name] = RaggedColumns(at[0], at[1], at[2] if len(at) > 2 else None) if f.ragged else at[0]
-        return found
-
-    def _array(self, name: str) -> Any:
-        if name not in self._arrays:
-            import zarr
-
-            # each array by itself: the root group doesn't exist before the store is sealed
-            self._arrays[name] = zarr.open_array(self.path / name, mode="r", zarr_format=3)
-        return self._arrays[name]
-
-    def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
-        schema = self.schema.select(fields)
-        try:
-            return Block(schema, {f.name: take_column(f, self._array, rows) for f in schema})
-        except BigconvError:
-            raise
-        except (ValueError, OSError, RuntimeError) as error:  # a checksum that doesn't fit is a ValueError
-            raise IncompleteStore(f"{self.path}: zarr can't read it: {error}") from error
-
-    def close(self) -> None:
-        self._arrays.clear()

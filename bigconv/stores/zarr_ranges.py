@@ -11,18 +11,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bigconv.block import Array, Block, Index
-from bigconv.errors import BigconvError, IncompleteStore
+from bigconv.block import Array, Index
+from bigconv.errors import IncompleteStore
 from bigconv.remote.ranges import Range, Ranges
 from bigconv.remote.urls import Url
 from bigconv.schema import Part, Schema
 from bigconv.stores import frames
-from bigconv.stores.base import Fetched, RaggedColumns, Strided, Whereabouts
-from bigconv.stores.columns import part_items, take_column
+from bigconv.stores.base import Fetched, Strided
+from bigconv.stores.columns import part_items
+from bigconv.stores.zarr_arrays import ZarrArrays
 from bigconv.stores.zarr_documents import METADATA, read_document
 from bigconv.stores.zarr_shards import CRC_BYTES, INDEX_ENTRY_BYTES, Layout, crc32c, shard_name
 
@@ -30,7 +30,7 @@ TRIES = 3  # of a chunk that comes damaged
 INDEX_BYTES = 32 << 20  # 32 MiB of indexes of compressed shards a part and process: those of 500 shards of 64 KiB
 
 
-class ZarrRanges:
+class ZarrRanges(ZarrArrays):
     """Reads a store of which only the `zarr.json` files are here."""
 
     def __init__(self, path: Path, schema: Schema, rows: int, files: Mapping[str, int], at: Url) -> None:
@@ -38,17 +38,17 @@ class ZarrRanges:
 
         Raises `IncompleteStore` where they don't fit schema and rows.
         """
-        self.schema, self.rows = schema, rows
-        self._at, self._files, self._ranges = at, files, Ranges(at)
-        self._places = {part.name: self._place(path, part) for part in schema.parts()}
-        self._arrays: dict[str, Any] = {}
+        self._files, self._ranges = files, Ranges(at)
+        super().__init__(
+            at, schema, rows, {part.name: self._place(path / part.name, part, rows, at) for part in schema.parts()}
+        )
 
-    def _place(self, path: Path, part: Part) -> Fetched | Strided:
-        items, layout = read_document(path / part.name / METADATA, part)
-        if part.role != "values" and items != part_items(part, self.rows, 0):
-            raise IncompleteStore(f"{self._at / part.name}: has {items} items, not the manifest's {self.rows} rows")
+    def _place(self, path: Path, part: Part, rows: int, at: Url) -> Fetched | Strided:
+        items, layout = read_document(path / METADATA, part)
+        if part.role != "values" and items != part_items(part, rows, 0):
+            raise IncompleteStore(f"{at / part.name}: has {items} items, not the manifest's {rows} rows")
         if layout.item_bytes == 0:
-            return Strided(path / part.name, 0, 0, items)  # an extent of 0: nothing lies anywhere
+            return Strided(path, 0, 0, items)  # an extent of 0: nothing lies anywhere
         chunks = RangedChunks(part, layout, items, self._files, self._ranges)
         return Fetched(chunks, items, layout.item_bytes, layout.chunk_items)
 
@@ -56,32 +56,6 @@ class ZarrRanges:
     def fetched(self) -> int:
         """Bytes that were fetched so far."""
         return self._ranges.fetched
-
-    def locate(self) -> Whereabouts:
-        found: dict[str, Fetched | Strided | RaggedColumns] = {}
-        for f in self.schema:
-            at = [self._places[part.name] for part in f.parts()]
-            found[f.name] = RaggedColumns(at[0], at[1], at[2] if len(at) > 2 else None) if f.ragged else at[0]
-        return found
-
-    def take(self, rows: Index, fields: tuple[str, ...]) -> Block:
-        schema = self.schema.select(fields)
-        try:
-            return Block(schema, {f.name: take_column(f, self._array, rows) for f in schema})
-        except BigconvError:
-            raise
-        except (ValueError, OSError, RuntimeError) as error:  # a checksum that doesn't fit is a ValueError
-            raise IncompleteStore(f"{self._at}: zarr can't read it: {error}") from error
-
-    def _array(self, name: str) -> Any:
-        if name not in self._arrays:
-            import zarr
-
-            self._arrays[name] = zarr.open_array(f"{self._at}/{name}", mode="r", zarr_format=3)
-        return self._arrays[name]
-
-    def close(self) -> None:
-        self._arrays.clear()
 
 
 class RangedChunks:

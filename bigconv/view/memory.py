@@ -22,7 +22,8 @@ from bigconv.schema import Field
 LOWEST = 4096  # no map ever starts at address 0
 SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
 LOOP_BYTES = 32768  # rows this large: one copy a row costs nothing against its bytes, and their count can't overflow
-SHARED_BYTES = 1 << 20  # 1 MiB: less is copied before threads that sleep have begun
+SHARED_BYTES = 256 << 10  # 256 KiB: less is copied before a second thread, even one that is awake, has begun
+LOCKED_ITEMS = 500  # numpy copies up to so many without letting go of Python's lock, however large they are
 JOIN_BYTES = 128  # ragged rows shorter than this on average: indexing items beats joining slices
 
 
@@ -57,7 +58,7 @@ class Threads(Protocol):
     """Who copies rows by other means than numpy, where those are quicker: the runtime."""
 
     def copy(
-        self, rows: int, nbytes: int, addresses: Callable[[], Index], out: Array | None, alone: Copy, twice: bool
+        self, rows: int, nbytes: int, places: Callable[[], Index], out: Array | None, alone: Copy, twice: bool
     ) -> Array: ...
 
 
@@ -72,45 +73,60 @@ def share_with(threads: Threads) -> None:
 
 def take_rows(array: Array, rows: Index, out: Array | None = None) -> Array:
     """`array[rows]` of uint8 `[items, nbytes]` that lies in one piece, for rows that are known to be there."""
-
-    def alone(room: Array | None) -> Array:
-        return array.take(rows, 0, room, "clip")
-
     nbytes = array.shape[1]
     if _threads is None or len(rows) * nbytes < SHARED_BYTES:
-        return alone(out)
-    start: int = array.__array_interface__["data"][0]
-    return _threads.copy(len(rows), nbytes, lambda: rows * nbytes + start, out, alone, twice=False)
+        return array.take(rows, 0, out, "clip")
+
+    def places() -> Index:
+        at: Index = rows * nbytes
+        at += array.__array_interface__["data"][0] - LOWEST
+        return at
+
+    return _threads.copy(len(rows), nbytes, places, out, lambda room: array.take(rows, 0, room, "clip"), twice=False)
 
 
 def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
     """Copy `nbytes` bytes from each address (int64 `[rows]`) into uint8 `[rows, nbytes]`."""
+    places = addresses - LOWEST
+    if _threads is None or len(places) * nbytes < SHARED_BYTES:
+        return _copied(places, nbytes, out)
+    twice = out is not None
+    return _threads.copy(
+        len(places), nbytes, lambda: places, out, lambda room: _copied(places, nbytes, room), twice=twice
+    )
 
-    def alone(room: Array | None) -> Array:
-        return _copied(addresses, nbytes, room)
 
-    if _threads is None or len(addresses) * nbytes < SHARED_BYTES:
-        return alone(out)
-    return _threads.copy(len(addresses), nbytes, lambda: addresses, out, alone, twice=out is not None)
-
-
-def _copied(addresses: Index, nbytes: int, out: Array | None) -> Array:
-    """In one thread."""
+def _copied(places: Index, nbytes: int, out: Array | None) -> Array:
+    """In one thread. `places`: addresses, counted from `LOWEST` on."""
     if out is None:
         if nbytes < LOOP_BYTES and nbytes:
-            gathered: Array = _space(nbytes)[addresses - LOWEST]
-            return gathered.view(np.uint8).reshape(-1, nbytes)
-        out = np.empty((len(addresses), nbytes), np.uint8)
+            return _gathered(places, nbytes)
+        out = np.empty((len(places), nbytes), np.uint8)
     if nbytes >= LOOP_BYTES:
         everything = _space(1).view(np.uint8)
-        for row, start in enumerate((addresses - LOWEST).tolist()):
+        for row, start in enumerate(places.tolist()):
             out[row] = everything[start : start + nbytes]
     elif nbytes:
-        target = out.view(f"V{nbytes}").reshape(-1)
         step = max(1, (512 << 10) // nbytes)  # 512 KiB: the fresh copy is still in the cache when it moves on
-        for a in range(0, len(addresses), step):
-            target[a : a + step] = _space(nbytes)[addresses[a : a + step] - LOWEST]
+        for a in range(0, len(places), step):
+            out[a : a + step] = _gathered(places[a : a + step], nbytes)
     return out
+
+
+def _gathered(places: Index, nbytes: int) -> Array:
+    """In new memory."""
+    width = nbytes if len(places) * nbytes < SHARED_BYTES else _unlocked(nbytes, len(places))
+    if width != nbytes:
+        places = (places[:, None] + np.arange(0, nbytes, width)).reshape(-1)
+    gathered: Array = _space(width)[places]
+    return gathered.view(np.uint8).reshape(-1, nbytes)
+
+
+@lru_cache(maxsize=256)
+def _unlocked(nbytes: int, rows: int) -> int:
+    """Bytes of the pieces, all equal, in which rows are copied so that numpy lets other threads run meanwhile."""
+    least = LOCKED_ITEMS // max(1, rows) + 1
+    return next((nbytes // n for n in range(least, nbytes // 256 + 1) if nbytes % n == 0), nbytes)
 
 
 def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:

@@ -90,17 +90,21 @@ class Permutation:
             return
         self._bits = (rows - 1).bit_length() + 1 >> 1
         low = 1 << self._bits
-        self._high = -(-rows // low)
-        raw = random_bits(ROUNDS // 2 * (low + self._high), seed, *key)
+        high = -(-rows // low)
+        raw = random_bits(ROUNDS // 2 * (low + high), seed, *key)
         self._rounds: list[tuple[Index, Index]] = []
-        for _ in range(ROUNDS // 2):
-            moves_low, moves_high, raw = raw[: self._high], raw[self._high : self._high + low], raw[self._high + low :]
-            self._rounds.append((below(moves_low, low), below(moves_high, self._high)))
+        for turn in range(ROUNDS // 2):
+            moves_low, moves_high, raw = raw[:high], raw[high : high + low], raw[high + low :]
+            # `high` is counted modulo its size, which is taken at the end only: until then tables repeat themselves
+            self._rounds.append((np.concatenate([below(moves_low, low)] * (turn + 1)), below(moves_high, high)))
+        self._lifted = np.concatenate([np.arange(high) << self._bits] * (ROUNDS // 2 + 1))
         # where the few numbers past the last row end up. Each round doubles the steps looked ahead; what is still
         # outside when no way can be longer goes round in a circle out there, which no row ever enters
-        self._walked = self._through(np.arange(rows, low * self._high))
+        self._walked = self._through(np.arange(rows, low * high))
         for _ in range(len(self._walked).bit_length()):
             outside = np.flatnonzero(self._walked >= rows)
+            if not outside.size:
+                break
             self._walked[outside] = self._walked[self._walked[outside] - rows]
 
     def __len__(self) -> int:
@@ -117,16 +121,13 @@ class Permutation:
 
     def _through(self, numbers: Index) -> Index:
         high, low = numbers >> self._bits, numbers & ((1 << self._bits) - 1)
-        spare, unsigned = np.empty_like(high), high.view(np.uint64)
+        spare = np.empty_like(high)
         for moves_low, moves_high in self._rounds:
-            low ^= np.take(moves_low, high, out=spare, mode="clip")
-            high += np.take(moves_high, low, out=spare, mode="clip")
-            np.subtract(high, self._high, out=spare)
-            # modulo without a division: what had not to be lowered has become negative, hence huge as unsigned
-            np.minimum(unsigned, spare.view(np.uint64), out=unsigned)
-        high <<= self._bits
-        high |= low
-        return high
+            low ^= moves_low.take(high, 0, spare, "clip")
+            high += moves_high.take(low, 0, spare, "clip")
+        found = self._lifted.take(high, 0, spare, "clip")
+        found |= low
+        return found
 
 
 class Windowed:

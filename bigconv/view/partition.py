@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,12 @@ class Walk:
     def start(cls, rows: int, batch: int, lane: Lane, drop_last: bool = False, pad: bool = False) -> Walk:
         return cls(rows, batch, lane, drop_last, pad, ((0, rows),) if rows else ())
 
-    @property
+    @cached_property
     def _step(self) -> int:
         """Positions of a whole step of all ranks."""
         return self.batch * self.lane.world_size
 
-    @property
+    @cached_property
     def _left_rows(self) -> int:
         return sum(b - a for a, b in self.left)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 LOOKED_AT = 4  # rows of a batch
-MOST_SKIPPED = 7  # batches not looked at while all is in memory: looking costs what copying 100 small rows does
+LOOKING = 0.01  # of the time at most, while all is in memory; after a batch that had to wait it is time again
 STRETCH = 32  # batches asked for after somebody had to wait
 MOST_BYTES = 256 << 20  # 256 MiB asked for at once: more might push out what was fetched before it is read
 _WILLNEED = getattr(mmap, "MADV_WILLNEED", None)
@@ -54,7 +55,7 @@ class ReadAhead:
         self._calls = _calls()
         self._faults: int | None = None  # major faults when last looked
         self._left = 0  # batches to ask for without looking
-        self._skip, self._skipped = 0, 0  # batches still not to be looked at, and how many that were in all
+        self._next = 0.0  # when to look again
 
     def wanted(self, sample: Callable[[], Iterable[tuple[Index, Index]]]) -> bool:
         """Whether the next batch should be asked for. `sample`: addresses and byte counts of a few of its rows."""
@@ -63,8 +64,8 @@ class ReadAhead:
         if self._left:
             self._left -= 1
             return True
-        if self._skip:  # first of all, as it is so with nearly every batch
-            self._skip -= 1
+        start = time.perf_counter()
+        if start < self._next:  # so it is with nearly every batch
             return False
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         before, self._faults = self._faults, faults
@@ -72,9 +73,9 @@ class ReadAhead:
             self._left = STRETCH
             return True
         if not all(map(self._resident, sample())):
-            self._skipped = 0
             return True
-        self._skip = self._skipped = min(2 * self._skipped + 1, MOST_SKIPPED)
+        end = time.perf_counter()
+        self._next = end + (end - start) / LOOKING
         return False
 
     def _resident(self, extents: tuple[Index, Index]) -> bool:

@@ -141,6 +141,16 @@ def _of_rows(rows: Any, given: Any, count: int, what: str) -> Array | None:
 
 
 def view_of(rows: Any) -> StoreView | None:
-    """The rows of a dataset as stored, or a view as it is; None of anything else."""
+    """The rows of a dataset as stored, or a view as it is; None of anything else.
+
+    Raises `UsageError` for a dataset that has something else than the store's rows, as windows are.
+    """
     view = rows if isinstance(rows, StoreView) else getattr(rows, "view", None)
-    return view if isinstance(view, StoreView) else None
+    if not isinstance(view, StoreView):
+        return None
+    if len(rows) != len(view):
+        raise UsageError(
+            f"{rows!r} has {len(rows)} samples, and its store {len(view)} rows: what the store holds of rows\n"
+            "says nothing of them. Give an array with one value for each sample"
+        )
+    return view

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
@@ -14,17 +12,18 @@ import numpy as np
 
 from bigconv import words
 from bigconv.block import Array, Block, Column, Index, Ragged, cell
-from bigconv.errors import RowError, SchemaError, UsageError
+from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import Field, Schema
+from bigconv.view.fetching import bring, fetch_ahead, has_come
 from bigconv.view.gather import FieldGather
 from bigconv.view.memory import copy_rows, shaped
 from bigconv.view.open_parts import OpenPart, OpenParts
-from bigconv.view.opening import Opened, OpenedDataset, open_store
+from bigconv.view.opening import Opened, open_store
 from bigconv.view.readahead import LOOKED_AT
+from bigconv.view.row_numbers import numbers
 from bigconv.view.unpack import CACHE_BYTES
 
 FETCHED_BYTES = 256 << 20  # 256 MiB of chunks that were fetched: this batch, those that are on their way, and some
-FIELDS_AT_ONCE = 8  # fetched by threads of their own
 RUN_BYTES = 8 << 20  # 8 MiB a block when reading in order: past this a copy no longer gets faster
 
 
@@ -98,26 +97,10 @@ class StoreView:
         root = int(np.searchsorted(self._bounds, number, side="right")) - 1
         return self._roots[root], number - int(self._bounds[root])
 
-    def _comes(self, parts: OpenParts, number: int, part: OpenPart) -> bool:
-        """Whether a part that is read in place has come here as a whole.
-
-        It is fetched, in the background, when half as much as all of it has been, if the cache has room for all parts:
-        then whoever reads on, or again, needs no network.
-        """
-        if not part.coming:
-            fetched = getattr(part.reader, "fetched", 0)
-            if 2 * fetched < part.nbytes or sum(map(sum, (root.part_sizes for root in self._roots))) > parts.most_room:
-                return False
-            part.coming = True
-            root, inside = self._root_of(number)
-
-            def fetch() -> None:
-                if (lease := root.fetch(inside)) is not None:
-                    lease.release()
-                    part.come = True
-
-            parts.fetching.ask(("whole", number), fetch)
-        return part.come
+    @cached_property
+    def _nbytes(self) -> int:
+        """Bytes of all stores, as they lie."""
+        return sum(map(sum, (root.part_sizes for root in self._roots)))
 
     @property
     def starts(self) -> Index:
@@ -138,7 +121,11 @@ class StoreView:
     @property
     def told(self) -> str:
         """What was named, as a message tells it."""
-        return _told(self._roots)
+        return ", ".join(root.told for root in self._roots)
+
+    def told_shortly(self) -> str:
+        """The first of what was named."""
+        return ", ".join(root.told for root in self._roots[:3])
 
     def select(self, fields: Sequence[str]) -> StoreView:
         """The same rows with fewer fields."""
@@ -188,12 +175,12 @@ class StoreView:
         """
         index = self.rows(rows)
         if self.ranged and len(self.schema) > 1:  # of one field, taking it does the same
-            self.bring(index)
+            self._bring(index)
         return Block(self.schema, {f.name: self.take_field(f.name, index) for f in self.schema})
 
     def rows(self, rows: Sequence[int] | Array) -> Index:
         """Row numbers as int64, checked and made positive. A boolean mask of all rows is accepted too."""
-        return numbers(rows, len(self), "row", self.roots)
+        return numbers(rows, len(self), "row", self.told_shortly)
 
     def whence(self, index: Index) -> tuple[Index, Index]:
         """Number of the store, and of the row in it, of each row: int64 `[rows]` both."""
@@ -219,21 +206,23 @@ class StoreView:
 
         Raises `RowError` for a row that isn't there, if it looks at them at all.
         """
-        if self.remote and self._fetch_ahead(self.rows(rows)):
-            return
-        if self.ranged:
+        parts = self._open()
+        if self.remote or self.ranged:
             index = self.rows(rows)
-            if len(index):
-                self._open().fetching.ask(index.tobytes(), partial(self.bring, index))
-            return
-        ahead = self._open().ahead
+            closed = self.remote and self._fetch_ahead(parts, index)
+            if self.ranged and len(index):
+                parts.fetching.ask(index.tobytes(), partial(self._bring, index))
+            if self.ranged or closed:
+                return
+        ahead = parts.ahead
         if ahead.wanted(lambda: self._extents(self._few(rows))):
             for starts, nbytes in self._extents(self.rows(rows)):
                 ahead.ask(starts, nbytes)
 
     def _few(self, rows: Sequence[int] | Array) -> Index:
-        index = self.rows(rows)
-        return index[:: max(1, len(index) // LOOKED_AT)]
+        if not (isinstance(rows, np.ndarray) and rows.dtype == np.bool_):
+            rows = rows[:: max(1, len(rows) // LOOKED_AT)]
+        return self.rows(rows)[:LOOKED_AT]
 
     def _extents(self, index: Index) -> Iterator[tuple[Index, Index]]:
         """Addresses and byte counts of what reading rows will touch, a field of a store at a time."""
@@ -241,6 +230,13 @@ class StoreView:
             for f in self.schema:
                 if part.gathers is not None and (f.row_bytes or f.ragged):
                     yield part.gathers[f.name].extents(inside)
+
+    def _fetch_ahead(self, parts: OpenParts, index: Index) -> bool:
+        wanted: list[int] = np.unique(self.whence(index)[0]).tolist()
+        return fetch_ahead(parts, wanted, len(self._starts) - 1, self._root_of)
+
+    def _bring(self, index: Index) -> None:
+        bring(((part, inside) for part, _, inside in self._by_store(index)), self.schema)
 
     @cached_property
     def remote(self) -> bool:
@@ -251,41 +247,6 @@ class StoreView:
     def ranged(self) -> bool:
         """Whether rows may have to be fetched from where they are, as they are read."""
         return any(root.ranged for root in self._roots)
-
-    def bring(self, index: Index) -> None:
-        """Fetch what rows that `rows()` has checked need, all fields at once, where they are read in place."""
-        wanted = [
-            partial(part.gathers[f.name].bring, inside)
-            for part, _, inside in self._by_store(index)
-            if part.gathers is not None and part.ranged
-            for f in self.schema
-        ]
-        if len(wanted) == 1:
-            wanted[0]()
-        if len(wanted) < 2:
-            return
-        with ThreadPoolExecutor(min(FIELDS_AT_ONCE, len(wanted)), thread_name_prefix="bigconv-fields") as pool:
-            for future in [pool.submit(one) for one in wanted]:
-                future.result()
-
-    def _fetch_ahead(self, index: Index) -> bool:
-        """Have the parts of a remote directory fetched in the background that hold rows, and the one behind them.
-
-        Whether any isn't open yet.
-        """
-        parts = self._open()
-        wanted: list[int] = np.unique(self.whence(index)[0]).tolist()
-        left = parts.most_room // 2  # what is fetched must still be there when it is read
-        for number in [*wanted, *(n + 1 for n in wanted[-1:] if n + 2 < len(self._starts))]:
-            opened, inside = self._root_of(number)
-            far = isinstance(opened, OpenedDataset) and opened.origin is not None and not opened.ranged
-            if parts.get(number) is None and far:
-                assert isinstance(opened, OpenedDataset)
-                left -= opened.manifest.parts[inside].bytes
-                if left < 0:
-                    break
-                parts.fetching.ask(number, partial(opened.fetch, inside))
-        return not self.ranged and any(parts.get(number) is None for number in wanted)
 
     @property
     def chunk_rows(self) -> int:
@@ -299,6 +260,8 @@ class StoreView:
 
     def _by_store(self, index: Index) -> list[tuple[OpenPart, Index, Index]]:
         """Each store that some of the rows are in: where they stand in `index`, and their numbers in the store."""
+        if len(self._starts) == 2:
+            return [(self._part(0), np.arange(len(index)), index)]
         part_of, inside = self.whence(index)
         order = np.argsort(part_of, kind="stable")
         present, first = np.unique(part_of[order], return_index=True)
@@ -377,7 +340,7 @@ class StoreView:
     def _part(self, number: int) -> OpenPart:
         parts = self._open()
         part = parts.get(number)
-        if part is not None and part.ranged and self._comes(parts, number, part):
+        if part is not None and part.ranged and has_come(parts, number, part, self._nbytes, self._root_of):
             parts.drop(number)
             part = None
         if part is None:
@@ -389,44 +352,6 @@ class StoreView:
                     opened.lease.release()  # what is mapped needs its name no more
             parts.hold(number, part)
         return part
-
-
-def numbers(rows: Sequence[int] | Array, count: int, what: str, roots: Sequence[Opened]) -> Index:
-    """Numbers below `count` as int64, checked and made positive; a boolean mask is accepted too. Raises `RowError`."""
-    try:
-        index = _indexed(rows)
-    except OverflowError as error:
-        raise RowError(f"a {what} number of more than 64 bits, of {count} {what}s") from error
-    if index.dtype == np.bool_:
-        if index.shape != (count,):
-            raise RowError(f"a mask of shape {index.shape} for {count} {what}s")
-        return np.flatnonzero(index)
-    if index.size == 0:
-        return np.empty(0, np.int64)
-    if index.dtype.kind not in "iu" or index.ndim != 1:
-        raise RowError(f"{what} numbers must be a list of integers, got {index.dtype} of shape {index.shape}")
-    if index.dtype == np.uint64 and int(index.max()) >= count:  # would wrap to a negative number
-        raise RowError(f"{what} {int(index.max())} of {count} {what}s: {_told(roots[:3])}")
-    index = index.astype(np.int64, copy=False)
-    if index.view(np.uint64).max() < count:  # the usual case in one pass: a negative number is a huge one
-        return index
-    low, high = int(index.min()), int(index.max())
-    if low < -count or high >= count:
-        raise RowError(f"{what} {low if low < -count else high} of {count} {what}s: {_told(roots[:3])}")
-    return np.where(index < 0, index + count, index) if low < 0 else index
-
-
-def _told(roots: Sequence[Opened]) -> str:
-    return ", ".join(root.told for root in roots)
-
-
-def _indexed(rows: Any) -> Array:
-    if type(rows) is list and rows and type(rows[0]) is int:  # as the samplers of torch give them
-        try:
-            return np.frombuffer(array("q", rows), np.int64)  # an eighth of numpy's time for it
-        except TypeError:
-            pass  # numbers of other types between them
-    return np.asarray(rows)
 
 
 def _take_from(part: OpenPart, field: Field, index: Index, out: Array | None) -> Column:

@@ -18,7 +18,8 @@ from bigconv.block import Array, Block, Column, Index, Ragged
 from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.view.items import ItemStream, Room, first_items, serial
-from bigconv.view.table import StoreView, numbers
+from bigconv.view.row_numbers import numbers
+from bigconv.view.table import StoreView
 
 _BUCKETS = 8  # buckets of windows a segment: 7 of 8 then lie in one segment
 _MOST_BUCKETS = 1 << 21  # 16 MiB
@@ -80,7 +81,8 @@ class Windows:
         buckets = min(_BUCKETS * len(bounds), _MOST_BUCKETS)
         self._shift = (len(self) // buckets).bit_length()
         edges = np.arange((len(self) >> self._shift) + 2) << self._shift
-        self._coarse = np.searchsorted(self._before, edges, side="right") - 1  # segment of each bucket's first window
+        segment = np.searchsorted(self._before, edges, side="right") - 1
+        self._segment = np.where(segment[:-1] == segment[1:], segment[:-1], -1)  # of each bucket; -1: several
 
     def __len__(self) -> int:
         return int(self._before[-1])
@@ -92,11 +94,10 @@ class Windows:
             start += self.bounds[0]
             return np.zeros(len(windows), np.int64), start
         # a search among a million documents takes as long as the copy; most buckets of windows lie in one document
-        bucket = windows >> self._shift
-        segment = self._coarse[bucket]
-        several = np.flatnonzero(segment != self._coarse[bucket + 1])
-        segment[several] = np.searchsorted(self._before, windows[several], side="right") - 1
-        start = self._origin[segment]
+        segment = self._segment.take(windows >> self._shift)
+        several = (segment < 0).nonzero()[0]
+        segment[several] = self._before.searchsorted(windows[several], "right") - 1
+        start = self._origin.take(segment)
         start += windows * self.sliding.stride
         return segment, start
 
@@ -195,7 +196,7 @@ class WindowView:
         `room(name, nbytes)`: memory to use, if it has some to give.
         """
         index, way = self._index, self.sliding
-        segment, start = index.windows.locate(numbers(windows, len(self), "window", self._view.roots))
+        segment, start = index.windows.locate(numbers(windows, len(self), "window", self._view.told_shortly))
         rows = segment if self._ragged and not self._cross else None
         held = None if way.drop_partial else index.windows.held(segment, start)
         columns: dict[str, Column] = {}
@@ -220,7 +221,7 @@ class WindowView:
         Documents are numbered as the rows they are, groups as they come. Items are rows, or the values of a ragged
         field counted through all rows.
         """
-        return self._index.windows.locate(numbers(windows, len(self), "window", self._view.roots))
+        return self._index.windows.locate(numbers(windows, len(self), "window", self._view.told_shortly))
 
     def _items(
         self, stream: ItemStream, start: Index, held: Index | None, rows: Index | None, room: Room | None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import bigconv
 from bigconv.block import Block, Ragged
@@ -34,8 +34,21 @@ def each(loaders: dict[str, object]) -> dict[str, Callable[[], int]]:
     return {name: (lambda loader=loader: epoch(loader)) for name, loader in loaders.items()}
 
 
-def workers(dataset, batch, kept=False):
-    return DataLoader(dataset, batch, shuffle=True, num_workers=2, persistent_workers=kept)
+def workers(dataset, batch, kept=False, **options):
+    return DataLoader(dataset, batch, shuffle=True, num_workers=2, persistent_workers=kept, **options)
+
+
+class Nothing(Dataset):
+    """No data: what is left is what starting, feeding and ending workers takes."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return self.rows
+
+    def __getitems__(self, rows):
+        return {"x": rows}
 
 
 def busy(loader, seconds):
@@ -83,6 +96,7 @@ def fixed(folder: Path, x, batch: int) -> None:
             {
                 f"{TUTORIAL}, 2 new workers": workers(tutorial, batch),
                 "StoreDataset, 2 new workers": workers(dataset, batch),
+                "no data, 2 new workers": workers(Nothing(len(x)), batch, collate_fn=dict),
                 f"{TUTORIAL}, 2 kept workers": workers(tutorial, batch, kept=True),
                 "StoreDataset, 2 kept workers": workers(dataset, batch, kept=True),
             }
@@ -90,6 +104,7 @@ def fixed(folder: Path, x, batch: int) -> None:
     )
     table(f"{len(x):,} x {x[0].nbytes:,} B {x.dtype}, batch {batch:,}, shuffled, .h5", found, LIMIT)
     ratio(found, "StoreDataset, stock sampler", TUTORIAL, "stock sampler against per-sample, 0 workers")
+    ratio(found, "no data, 2 new workers", f"{TUTORIAL}, 2 new workers", "2 new workers, no data, against per-sample")
     for kind in ("new", "kept"):
         both = (f"StoreDataset, 2 {kind} workers", f"{TUTORIAL}, 2 {kind} workers")
         ratio(found, *both, f"2 {kind} workers against per-sample with as many")

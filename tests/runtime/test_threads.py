@@ -15,7 +15,7 @@ import torch
 from bigconv.block import Block
 from bigconv.runtime import Loader, StoreDataset
 from bigconv.runtime import threads as ours
-from bigconv.runtime.threads import FIRST, SELDOM, TRIES, _Pace
+from bigconv.runtime.threads import FIRST, SELDOM, TRIES, WAKING, _Pace
 from bigconv.schema import Field, Schema
 from bigconv.view import memory
 
@@ -100,7 +100,7 @@ def run(pace: _Pace, copies: int, cost: Callable[[bool], float]) -> float:
     for _ in range(copies):
         way = pace.choose()
         shared += way
-        pace.note(way, cost(way))
+        pace.note(way, cost(way), 1)
     return shared / copies
 
 
@@ -125,8 +125,20 @@ def test_a_trial_that_goes_badly_ends_at_once() -> None:
     for _ in range(FIRST + 1 + TRIES):
         way = pace.choose()
         tried.append(way)
-        pace.note(way, 100.0 if way else 1.0)
+        pace.note(way, 100.0 if way else 1.0, 1)
     assert tried == [False] * FIRST + [True] + [False] * TRIES
+
+
+def test_threads_that_slept_get_a_second_try() -> None:
+    """Their first copy of a trial waits until they are awake, which takes longer than a small copy."""
+    pace, idle, shared = _Pace(), 1.0, 0
+    for _ in range(100):
+        way = pace.choose()
+        seconds = (0.8 * WAKING if idle > 1e-3 else 30e-6) if way else 60e-6
+        idle = 0.0 if way else idle + seconds
+        pace.note(way, seconds, 1 << 19)
+        shared += way
+    assert shared > 85
 
 
 def test_a_thread_that_reads_alone_says_so_for_itself(make_store: Make, two_threads: list[bool]) -> None:
@@ -140,3 +152,19 @@ def test_a_thread_that_reads_alone_says_so_for_itself(make_store: Make, two_thre
         other.join()
     assert two_threads
     assert np.array_equal(results[0].numpy(), values)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 60, 400, 600])
+@pytest.mark.parametrize("width", [*WIDTHS, 12_289, 30_000])
+def test_in_pieces_that_leave_the_lock_alone(rows: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into new memory and into one's own."""
+    monkeypatch.setattr(memory, "SHARED_BYTES", 1)
+    monkeypatch.setattr(memory, "_threads", None)
+    held = np.random.default_rng(0).integers(0, 256, width + 5000, np.uint8)
+    at = np.random.default_rng(1).integers(0, 5000, rows)
+    expected = np.stack([held[a : a + width] for a in at.tolist()])
+    copies = [memory.copy_rows(at + held.ctypes.data, width, out) for out in (None, np.empty((rows, width), np.uint8))]
+    assert all(np.array_equal(copied, expected) for copied in copies)
+    piece = memory._unlocked(width, rows)
+    assert width % piece == 0
+    assert rows * width // piece > memory.LOCKED_ITEMS or piece == width

@@ -15,7 +15,15 @@ from torch.utils.data import ConcatDataset, DataLoader, default_collate
 
 from bigconv.block import Block, Ragged
 from bigconv.errors import RowError, SchemaError, UsageError
-from bigconv.runtime.windows import WindowDataset
+from bigconv.runtime import (
+    BatchOrder,
+    ClassBalancedSampler,
+    Loader,
+    StreamDataset,
+    TokenBatchSampler,
+    WindowDataset,
+    stratified_split,
+)
 from bigconv.schema import Field, Schema
 
 Make = Callable[..., Path]
@@ -118,6 +126,34 @@ def test_workers_give_every_window_once(
     loader = DataLoader(dataset, batch_size=40, num_workers=2, multiprocessing_context=method)
     got = [torch.cat(column) for column in zip(*loader, strict=True)]
     assert all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("field, length, stride", [("y", 7, 3), ("tokens", 3, 1)])
+def test_orders_are_of_windows(make_store: Make, field: str, length: int, stride: int) -> None:
+    """Of fewer and of more windows than the store has rows."""
+    dataset = WindowDataset(make_store(BLOCK, ".h5"), field, length, stride)
+    assert (len(dataset) < ROWS) == (field == "y")
+    expected = dataset[:][field]
+    readers: list[Any] = [
+        DataLoader(dataset, sampler=BatchOrder(dataset, 16, shuffle=False), batch_size=None),
+        Loader(dataset, 16, threads=1),
+        StreamDataset(dataset, batch_size=16),
+    ]
+    for reader in readers:
+        assert torch.equal(torch.cat([batch[field] for batch in reader]), expected)
+    assert sorted(BatchOrder(dataset, 16).order(0).tolist()) == list(range(len(dataset)))
+
+
+def test_what_is_known_of_rows_is_not_taken_for_windows(make_store: Make) -> None:
+    dataset = WindowDataset(make_store(BLOCK, ".h5"), "tokens", 3, once=("y",))
+    told = f"has {len(dataset)} samples, and its store 300 rows"
+    for ask in (
+        lambda: ClassBalancedSampler(dataset, 8, field="subject"),
+        lambda: TokenBatchSampler(dataset, 400, field="tokens"),
+        lambda: stratified_split(dataset, (0.5, 0.5), field="subject"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            ask()
 
 
 def test_several_paths_are_one_table(make_store: Make) -> None:

@@ -269,25 +269,40 @@ def test_what_is_asked_for_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_asks_for_what_is_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at a few pages; seldom while all are there; and not for a while once somebody had to wait."""
-    faults, there, looked = [0], [True], [0]
+    faults, there, looked, now = [0], [True], [0], [0.0]
     usage = lambda _: type("Usage", (), {"ru_majflt": faults[0]})  # noqa: E731
     monkeypatch.setattr(readahead.resource, "getrusage", usage)
 
     def mincore(address: int, length: int, state: int) -> int:
         assert (address % mmap.PAGESIZE, length) == (0, 1)
         looked[0] += 1
+        now[0] += 20e-6
         ctypes.c_ubyte.from_address(state).value = there[0]
         return 0
 
     monkeypatch.setattr(readahead, "_calls", lambda: (lambda *_: 0, mincore))
+    monkeypatch.setattr(readahead.time, "perf_counter", lambda: now[0])
     ahead = ReadAhead()
     sample = [(np.array([8 * mmap.PAGESIZE + 5]), np.array([10]))]
-    assert not any(ahead.wanted(lambda: sample) for _ in range(100))
-    assert 12 <= looked[0] <= 16
+
+    def asked(batches: int, seconds: float) -> list[bool]:
+        """Of batches that take so long each."""
+        found = []
+        for _ in range(batches):
+            found.append(ahead.wanted(lambda: sample))
+            now[0] += seconds
+        return found
+
+    assert not any(asked(100, 60e-6))
+    assert looked[0] == 3  # 6 ms
     there[0] = False
-    assert sum(ahead.wanted(lambda: sample) for _ in range(20)) >= 12
-    there[0], faults[0] = True, 1
-    assert [ahead.wanted(lambda: sample) for _ in range(STRETCH + 3)] == [True] * (STRETCH + 1) + [False] * 2
+    assert not all(asked(20, 100e-6))  # what was there a moment ago is believed for 2 ms
+    assert all(asked(20, 100e-6))
+    there[0], looked[0] = True, 0
+    assert not any(asked(20, 5e-3))
+    assert looked[0] == 20  # slow batches are all looked at
+    faults[0] = 1
+    assert asked(STRETCH + 3, 60e-6) == [True] * (STRETCH + 1) + [False] * 2
 
 
 @pytest.mark.parametrize("packed", [True, False])
