@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 import sys
@@ -50,6 +51,7 @@ def refused(
 @contextmanager
 def bounded() -> Iterator[None]:
     """Seconds and memory that what runs inside may take."""
+    gc.collect()  # what an earlier test has left, and is freed meanwhile, would be more room
     used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (used + ROOM, limits[1]))
