@@ -365,12 +365,21 @@ def drop_leftovers(dest: Path, hashed: str) -> None:
         known = journal.read_plan(folder / PLAN)
         if known is None or known.get("makes") == hashed:
             if registry.is_dataset(dest):
-                for file in dataset.leftovers(dest, dataset.read(dest)):
-                    fsio.remove(file)
+                remove_leftovers(dest, dataset.read(dest))
             remove_work(folder)
         lock.release()
     except OutputError:
         return  # in use, or not ours to judge
+
+
+def remove_leftovers(path: Path, manifest: dataset.DatasetManifest) -> None:
+    """Remove from a dataset what its manifest names no more, for good: then the unfinished work may go, which tells
+    that such files may be there."""
+    old = dataset.leftovers(path, manifest)
+    for file in old:
+        fsio.remove(file)
+    if old:
+        fsio.sync_folder(path)
 
 
 def state_of(dest: Path) -> Mapping[str, Any] | None:

@@ -16,7 +16,15 @@ import numpy as np
 from bigconv import __version__, dataset, fsio
 from bigconv.block import Index
 from bigconv.class_counts import summed
-from bigconv.conversion.build import begin_anew, known_work, put_in_place, rejects_file, remove_work, state_of
+from bigconv.conversion.build import (
+    begin_anew,
+    known_work,
+    put_in_place,
+    rejects_file,
+    remove_leftovers,
+    remove_work,
+    state_of,
+)
 from bigconv.conversion.engines import engine_for
 from bigconv.conversion.parts import RESULTS, Control, Engine, Job, Output, Result, Task, read_result
 from bigconv.conversion.parts_cut import PartSpec
@@ -127,6 +135,17 @@ def prepare(job: Job) -> None:
     with fsio.writing(job.folder):
         (job.folder / RESULTS).mkdir(exist_ok=True)
         job.work.mkdir(exist_ok=True)
+    _take_back(job)
+
+
+def _take_back(job: Job) -> None:
+    """Parts that a run put into a dataset, and was killed before it could list them, are work to go on from."""
+    kept = job.outputs[0].kept
+    if kept is not None and kept.origin is None:
+        for path in dataset.unlisted(job.dest, kept.manifest, job.plan.hash):
+            if not (job.work / path.name).exists():
+                with fsio.writing(path):
+                    os.rename(path, job.work / path.name)
 
 
 def _drop_unlisted(job: Job) -> None:
@@ -322,7 +341,7 @@ def joined(view: StoreView, pieces: Sequence[tuple[int, Mapping[str, bytes]]], a
 def added(work: Path, there: OpenedDataset, manifest: DatasetManifest) -> None:
     """Put new parts into a dataset, then its new manifest: readers see all of them or none.
 
-    Killed before the manifest, the parts are there but not listed; the same command, run again, lists them.
+    Killed before the manifest, the parts are there but not listed; the same command, run again, takes them back.
     """
     for part in manifest.parts[len(there.manifest.parts) :]:
         target = there.path / part.name
@@ -345,5 +364,4 @@ def listed(there: OpenedDataset, manifest: DatasetManifest) -> None:
     name = dataset.digests_name(manifest.content_digest)
     fsio.replace_file(there.path / name, dataset.digests_to_bytes(manifest.digests, manifest.schema))
     fsio.replace_file(there.path / dataset.NAME, manifest.to_bytes())
-    for file in dataset.leftovers(there.path, manifest):
-        fsio.remove(file)
+    remove_leftovers(there.path, manifest)

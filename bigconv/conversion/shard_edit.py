@@ -15,7 +15,7 @@ import numpy as np
 from bigconv import fsio, registry
 from bigconv.class_counts import summed
 from bigconv.conversion.api import Request
-from bigconv.conversion.build import partial_folder
+from bigconv.conversion.build import partial_folder, remove_leftovers
 from bigconv.conversion.engines import engine_for
 from bigconv.conversion.parts import Control, Job, Output, hash_part
 from bigconv.conversion.parts_cut import Cut, cut_plan
@@ -23,7 +23,7 @@ from bigconv.conversion.parts_run import joined, listed, prepare
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, interruptible
 from bigconv.conversion.shard_source import Pick, parse_split
-from bigconv.dataset import DatasetManifest, Part, leftovers, part_of
+from bigconv.dataset import DatasetManifest, Part, part_of
 from bigconv.digest import block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
 from bigconv.locks import Lock
@@ -228,8 +228,7 @@ def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[The
     try:
         there = opening(path)
         if isinstance(there, OpenedDataset):
-            for file in leftovers(path, there.manifest):
-                fsio.remove(file)
+            remove_leftovers(path, there.manifest)
         yield there, folder
     finally:
         if folder.exists() and [p.name for p in folder.iterdir()] == ["lock"]:

@@ -17,7 +17,9 @@ from bigconv import dataset, fsio, registry
 from bigconv.block import Block
 from bigconv.cli.app import app
 from bigconv.conversion import parts_run
+from bigconv.conversion.api import Request
 from bigconv.conversion.build import NOTES
+from bigconv.conversion.run import Policy
 from bigconv.dataset import DatasetManifest
 from bigconv.errors import BigconvError, FindingsError, IncompleteStore, InputError, OutputError, UsageError
 from bigconv.inspection.unfinished import unfinished
@@ -347,6 +349,14 @@ def test_verify_tells_parts_of_an_unfinished_append_from_foreign_ones(
     ]
     foreign.unlink()
     assert bigconv.convert(raw, tmp_path / "parts", append=True, workers=0).rows == 29
+    assert verify(open_store(tmp_path / "parts")) == []
+
+
+def test_an_append_goes_on_from_parts_that_it_had_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = _cut_off_append(tmp_path, monkeypatch)
+    outcome = Request((raw,), tmp_path / "parts", append=True, policy=Policy(0)).run()
+    assert (outcome.rows, outcome.resumed_rows) == (0, 9)
+    assert len(open_store(tmp_path / "parts").manifest.parts) == 4
     assert verify(open_store(tmp_path / "parts")) == []
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from bigconv import fsio
 from tests.torture import _child
 from tests.torture._disk import Recorder, Write, pending, state
-from tests.torture._runs import PACKED, PLAIN, SHARDED, Target, checkpoints_everywhere, contents, folders
+from tests.torture._runs import PACKED, PLAIN, SHARDED, Target, checkpoints_everywhere, contents, folders, half_of
 
 _AT = re.compile(r"<(/[^>]*)>")
 _QUOTED = re.compile(r'"(/[^"]*)"')
@@ -39,6 +40,21 @@ def test_all_of_a_run_is_the_store(tmp_path: Path, target: Target) -> None:
                 tree = state(recorder.operations, recorder.folders, lost)
                 assert {name: data for name, data in tree.items() if data is not None} == real
             fsio.remove(dest)
+
+
+def test_what_an_append_replaces_is_gone_for_good_before_its_work_is(tmp_path: Path) -> None:
+    """Digests that nobody names would be taken for foreign, with no unfinished work left that tells whose they are."""
+    target = replace(SHARDED[1], append=True)
+    place = tmp_path / "place"
+    place.mkdir()
+    with checkpoints_everywhere(), Recorder(place).recording() as recorder:
+        source = folders(tmp_path)[1]
+        target.first(half_of(source), place).run()
+        target.request(source, place).run()
+    safe = state(recorder.operations, recorder.folders, set(pending(recorder.operations)))
+    assert sorted(name for name in safe if name.startswith(f"{target.dest}/")) == sorted(
+        f"{target.dest}/{path.name}" for path in (place / target.dest).iterdir()
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.dest)
