@@ -12,6 +12,19 @@ from collections.abc import Callable
 INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
+def lasting(way: Callable[[], int], seconds: float = 0.05) -> Callable[[], int]:
+    """A way again and again for at least so long: an epoch of some milliseconds is over before threads that slept while
+    others had their turn are awake, and caches are warm."""
+
+    def run() -> int:
+        items, end = 0, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            items += way()
+        return items
+
+    return run
+
+
 def rates(ways: dict[str, Callable[[], int]], repeats: int = 5, warm: bool = True) -> dict[str, float]:
     """Median of items ÷ wall seconds of each way, all ways in turn, `repeats` times.
 

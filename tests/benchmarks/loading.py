@@ -24,14 +24,14 @@ from bigconv.runtime import BatchOrder, Loader, StoreDataset
 from bigconv.schema import Field, Schema
 from bigconv.stores.hdf5 import Hdf5
 from bigconv.testing.store_suite import write
-from tests.benchmarks._timing import rates, table
+from tests.benchmarks._timing import lasting, rates, table
 from tests.benchmarks.reading import PerSampleMemmap, epoch, limit
 
 LIMIT, TUTORIAL = "np.take into one warm buffer", "per-sample np.memmap"
 
 
 def each(loaders: dict[str, object]) -> dict[str, Callable[[], int]]:
-    return {name: (lambda loader=loader: epoch(loader)) for name, loader in loaders.items()}
+    return {name: lasting(lambda loader=loader: epoch(loader)) for name, loader in loaders.items()}
 
 
 def workers(dataset, batch, kept=False, **options):
@@ -74,7 +74,7 @@ def fixed(folder: Path, x, batch: int) -> None:
     bigconv.convert([folder / "x.npy"], folder / "out.h5")
     dataset = StoreDataset(folder / "out.h5")
     tutorial = PerSampleMemmap(folder / "x.bin", x.shape, x.dtype)
-    ways = {LIMIT: limit(np.load(folder / "x.npy", mmap_mode="r"), batch)}
+    ways = {LIMIT: lasting(limit(np.load(folder / "x.npy", mmap_mode="r"), batch))}
     alone = rates(ways)[LIMIT]
     ways |= each(
         {
@@ -86,8 +86,8 @@ def fixed(folder: Path, x, batch: int) -> None:
             "Loader(threads=2)": Loader(dataset, batch, shuffle=True),
         }
     )
-    ways["Loader(threads=2), consumer half the time elsewhere"] = busy(
-        Loader(dataset, batch, shuffle=True), batch / alone / 2
+    ways["Loader(threads=2), consumer half the time elsewhere"] = lasting(
+        busy(Loader(dataset, batch, shuffle=True), batch / alone / 2)
     )
     found = rates(ways)
     # apart: starting processes protects all memory of this one against writing, and an epoch here is a few milliseconds
