@@ -27,11 +27,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from bigconv.runtime import Loader, StoreDataset
-from tests.benchmarks._timing import rates
+from tests.benchmarks._timing import lasting, rates
 from tests.benchmarks.reading import PerSampleH5, PerSampleMemmap, stores
 
 ROWS, BATCH, WORKERS = 20_000, 256, 2
-REPEATS = 3  # epochs of each; some take a quarter of a minute
+REPEATS = 3  # turns of each: whole epochs, of which some take a quarter of a minute
+TURN = 0.25  # seconds at least: an epoch of 40 ms behind one of seconds tells of cold caches
 Loaders = dict[int, Any]  # by number of workers
 X, Y = np.ndarray, np.ndarray
 
@@ -196,7 +197,8 @@ def main() -> None:
         every = {(name, n): loader for name, loaders in (ours | theirs).items() for n, loader in loaders.items()}
         for (name, n), loader in every.items():
             check(f"{name}, {n} workers", loader, x)
-        found = rates({key: partial(epoch, loader) for key, loader in every.items()}, REPEATS, warm=False)
+        turns = {key: lasting(partial(epoch, loader), TURN) for key, loader in every.items()}
+        found = rates(turns, REPEATS, warm=False)
         report(found, list(ours), list(theirs))
         every.clear()
 
