@@ -45,7 +45,7 @@ def show_plan(request: Request, plan: Plan, as_json: bool) -> None:
     out = console()
     many = "rows, how many only reading tells," if reckoned.rows is None else text.plural(reckoned.rows, "row")
     name = escape(text.printable(str(request.told)))
-    out.print(f"[bold]{name}[/bold] would be a {plan.store.name} store of {many} from {plan.source.name}")
+    out.print(f"[bold]{name}[/bold] would hold {many} from {plan.source.name}, as {plan.store.name}")
     out.print(field_table(plan.schema, plan.store.describe(plan.schema)))
     out.print(f"steps {' → '.join(step.name for step in plan.steps) or 'none'} · free {text.size(free)}")
     if reckoned.data is not None:

@@ -109,7 +109,7 @@ def test_convert_writes_the_same_bytes_from_a_url(root: str, tmp_path: Path, cac
 @IN_MEMORY
 def test_dry_run(root: str, tmp_path: Path, cache: Path) -> None:
     out = done(cache, "convert", raw(tmp_path), f"{root}/out.h5", "--workers", 0, "--dry-run")
-    assert f"{root}/out.h5 would be a hdf5 store of {ROWS} rows" in out
+    assert f"{root}/out.h5 would hold {ROWS} rows from" in out
     assert told(cache, "convert", raw(tmp_path), f"{root}/p", "--shards", 2, "--dry-run")["dest"] == f"{root}/p"
     assert refused(cache, "inspect", f"{root}/out.h5")
 
