@@ -170,7 +170,7 @@ def test_dry_run_changes_nothing(images: Path, tmp_path: Path) -> None:
     before = everything(tmp_path)
     out = done(images, tmp_path / "out.h5", "--dry-run", "--resize", "4")
     assert everything(tmp_path) == before
-    for word in ("would be", "hdf5", "6 rows", "image", "3 × 4 × 4", "label", "resize → layout", "free"):
+    for word in ("would hold", "hdf5", "6 rows", "image", "3 × 4 × 4", "label", "resize → layout", "free"):
         assert word in out
     document = json.loads(done(images, tmp_path / "out.h5", "--dry-run", "--json"))
     assert everything(tmp_path) == before
