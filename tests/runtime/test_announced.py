@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import _damaged
 import numpy as np
 import pytest
 import torch
@@ -134,14 +135,7 @@ def test_several_threads(dataset: StoreDataset) -> None:
 
 
 def test_an_error_comes_in_its_place(dataset: StoreDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = StoreDataset._take
-
-    def take(self: StoreDataset, rows: Any) -> Any:
-        if 20 in np.asarray(rows):
-            raise OSError("the disk can't read this")
-        return whole(self, rows)
-
-    monkeypatch.setattr(StoreDataset, "_take", take)
+    _damaged.row_20(monkeypatch)
     order = BatchOrder(dataset, BATCH, shuffle=False)
     batches = iter(loader(dataset, order))
     assert [next(batches)["row"][0].item() for _ in range(2)] == [0, 8]

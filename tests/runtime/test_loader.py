@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import _damaged
 import numpy as np
 import pytest
 import torch
@@ -426,14 +427,7 @@ def test_small_batches_have_tensors_of_their_own(dataset: StoreDataset, threads:
 
 
 def test_an_error_among_small_batches_comes_in_its_place(dataset: StoreDataset, monkeypatch) -> None:
-    whole = StoreDataset._take
-
-    def take(self: StoreDataset, rows: Any) -> Any:
-        if 20 in np.asarray(rows):
-            raise OSError("the disk can't read this")
-        return whole(self, rows)
-
-    monkeypatch.setattr(StoreDataset, "_take", take)
+    _damaged.row_20(monkeypatch)
     for threads in (0, 2):
         batches = iter(Loader(dataset, 8, threads=threads))
         got = [next(batches)["label"].tolist() for _ in range(2)]
