@@ -367,9 +367,8 @@ def command(
     video, TIFF, GeoTIFF, DICOM, NIfTI, WebDataset tars, sparse rows, or any store, also HDF5, Zarr and LMDB of others.
     The same command goes on where it stopped, and does nothing where nothing has changed.
     """
-    if not (
-        map_ or filter_ or recipe
-    ):  # nothing else multiplies matrices, and threads for that spin while numpy is imported
+    # nothing but a user's function multiplies matrices, and threads for that spin while numpy is imported
+    if not (map_ or filter_ or recipe):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if len(paths) == 2 and engine == "local" and workers != 0 and rank is None and not (dry_run or finalize):
         from bigconv.conversion import early
