@@ -28,3 +28,4 @@ def requirements() -> Iterator[str]:
 
 if __name__ == "__main__":
     print("\n".join(requirements()))
+    print("aiobotocore[boto3]")  # names the boto3 that goes with s3fs: pip would try sixty others

@@ -96,7 +96,7 @@ def _reason(chosen: Run, best: Run, runs: Sequence[Run], model: Model) -> str:
     if workers and not chosen.setting.processes:
         most = max(workers, key=lambda r: r.rate.value)
         told.append(f"worker processes reach {most.rate.value / chosen.rate.value:.2f}x of it")
-    threads = [r for r in runs if r.setting.threaded]
+    threads = [r for r in runs if r.setting.threaded and r.setting.workers]
     if threads and chosen.setting.processes:
         most = max(threads, key=lambda r: r.rate.value)
         share = most.rate.value / chosen.rate.value

@@ -77,7 +77,7 @@ class Model:
             extra = max(0.0, 1 / alone[0].rate.value - self.cpu - self.blocked)
             if not self.step:
                 model = replace(model, send=extra)
-        threads = [r.rate.value for r in runs if r.setting.threaded]
+        threads = [r.rate.value for r in runs if r.setting.threaded and r.setting.workers]
         if threads and not self.step:
             model = replace(model, locked=1 / max(threads))
         many = [r.rate.value for r in runs if r.setting.processes > 1]

@@ -83,9 +83,9 @@ def _throughput(axes: Axes, answer: Answer) -> None:
         error = [[r.value - r.low for r in rates], [min(r.high, 2 * r.value) - r.value for r in rates]]
         axes.errorbar(x, y, yerr=error, fmt="o-", color=colour, capsize=3, lw=1.8, ms=6, label=name, zorder=3)
         if model is not None:
-            curve = list(range(0 if not threaded else 1, most + 1))
             make = threads if threaded else processes
-            axes.plot(curve, [model.rate(make(n)) for n in curve], ls=":", color=colour, lw=1.4, zorder=2)
+            curve = [model.rate(make(n)) for n in range(most + 1)]
+            axes.plot(range(most + 1), curve, ls=":", color=colour, lw=1.4, zorder=2)
     axes.plot([], [], ls=":", color=GREY, lw=1.4, label="model")
     top = max(min(run.rate.high, 1.5 * run.rate.value) for run in runs)
     _limits(axes, answer, top)

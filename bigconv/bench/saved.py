@@ -24,7 +24,7 @@ def saved(path: Path, asked: Question) -> tuple[list[Path], Question]:
         raise InputError(f"{path}: it is about {advice['path']}, which is not in {path.parent.absolute()}")
     threaded = advice["loader"] == "Loader"
     workers = advice["threads"] if threaded else advice["num_workers"]
-    prefetch = advice["prefetch"] if threaded else advice["prefetch_factor"] or 2
+    prefetch = advice["prefetch" if threaded else "prefetch_factor"] or 2
     fields = None if subject["kind"] == "raw" else tuple(subject["fields"])
     resize = tuple(subject["resize"]) if subject.get("resize") else None
     return [data], replace(

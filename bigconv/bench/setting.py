@@ -46,9 +46,9 @@ class Setting:
         return f"{self.loader}, {self.workers} {unit}{'' if self.workers == 1 else 's'}"
 
     @property
-    def size(self) -> tuple[int, int]:
-        """What it takes of the machine, to choose the smallest: processes, then threads."""
-        return self.processes, self.workers
+    def size(self) -> tuple[int, int, bool]:
+        """What it takes, to choose the smallest: processes, then threads, then a loader that isn't torch's own."""
+        return self.processes, self.workers, self.threaded
 
     @property
     def ahead(self) -> int:
@@ -60,7 +60,7 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         if self.threaded:
-            own: dict[str, Any] = {"threads": self.workers, "prefetch": self.prefetch}
+            own: dict[str, Any] = {"threads": self.workers, "prefetch": self.prefetch if self.workers else None}
         else:
             own = {"num_workers": self.workers, "prefetch_factor": self.prefetch if self.workers else None}
             own["persistent_workers"] = self.workers > 0

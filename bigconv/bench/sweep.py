@@ -55,7 +55,7 @@ def plan(workers: int | Sequence[int]) -> list[Setting]:
     if not counts or min(counts) < 0:
         raise UsageError("--workers: expected a number, or a list as 0,2,4, none of them negative")
     counts = sorted(set(counts))
-    return [worker_processes(n) for n in counts] + [threads(n) for n in counts if n]
+    return [make(n) for make in (worker_processes, threads) for n in counts]
 
 
 def sweep(

@@ -361,7 +361,7 @@ def test_ceiling_and_list() -> None:
 
     assert numbers(6) == [0, 1, 2, 4, 6]
     assert numbers((5, 3, 3)) == [3, 5]
-    assert [s.key for s in plan(0)] == ["DataLoader/0"]
+    assert [s.key for s in plan(0)] == ["DataLoader/0", "Loader/0"]
     for bad in (-1, (), (2, -1)):
         with pytest.raises(UsageError, match="--workers"):
             plan(bad)

@@ -91,7 +91,7 @@ def exhaustive(subject: Subject) -> tuple[list[Setting], float]:
     """Settings, the fastest first, and the seconds it took to find out."""
     start, most = time.perf_counter(), 2 * processes.cores()
     made = [Setting("DataLoader", n, depth) for n in range(1, most + 1) for depth in (1, 2, 4)]
-    made += [Setting("DataLoader", 0)]
+    made += [Setting("DataLoader", 0), Setting("Loader", 0)]
     made += [Setting("Loader", n, depth * n) for n in range(1, most + 1) for depth in (1, 2, 4)]
     runs = in_turn(subject, made, 5, 0.2)
     return sorted(made, key=lambda one: -runs[one].rate.value), time.perf_counter() - start

@@ -59,7 +59,7 @@ def test_json(bench: Bench, store: Path) -> None:
     assert wanted <= advice.keys()
     assert found["schema_version"] == 1
     runs = {(run["loader"], run.get("num_workers", run.get("threads"))): run for run in found["runs"]}
-    assert set(runs) == {("DataLoader", 0), ("DataLoader", 1), ("Loader", 1)}
+    assert set(runs) == {("DataLoader", 0), ("DataLoader", 1), ("Loader", 0), ("Loader", 1)}
     for run in runs.values():
         low, high = run["samples_per_second_95"]
         assert 0 <= low <= run["samples_per_second"] <= high
@@ -75,7 +75,8 @@ def test_text_of_the_stores_in_this_folder(bench: Bench, store: Path) -> None:
     code, out, err = bench("--workers", 0, "--batch-size", 32, "--seconds", 0.3)
     assert code == 0
     assert "train.h5: 400 rows of 72 B · batches of 32, shuffled" in out
-    assert "→ DataLoader, 0 workers: " in out
+    assert "→ Loader, 0 threads: " in out  # many small batches at once
+    assert "batch_size=32, shuffle=True, threads=0)" in out
     assert "dataset = StoreDataset('train.h5')" in out
     assert "Traceback" not in err
     code, out, _ = bench("train.h5", "--workers", 0, "--seconds", 0.3, "--markdown", "--quiet")
@@ -94,14 +95,16 @@ def test_baseline_saved_loader_and_pictures(bench: Bench, store: Path, tmp_path:
     assert (tmp_path / "p.svg").read_text().lstrip().startswith("<?xml")
     assert "<svg" in (tmp_path / "p.html").read_text()
     (tmp_path / "old.json").write_text(out)
+    advised = json.loads(out)["recommendation"]["loader"]
+    assert '"prefetch": null' in out, "nothing is made ahead by no threads"
     again = bench("old.json", "--seconds", 0.8, "--baseline", "old.json", "--fail-if-slower", "70%", "--quiet")
     assert again[0] == 0, again
     assert "than the baseline's" in again[1]
-    assert "use DataLoader, 0 workers" in again[1]
+    assert f"use {advised}, 0 {'threads' if advised == 'Loader' else 'workers'}" in again[1]
     faster = json.loads(out)
-    run = faster["subjects"][0]["runs"][0]
-    run["samples_per_second"] *= 20
-    run["samples_per_second_95"] = [20 * n for n in run["samples_per_second_95"]]
+    for run in faster["subjects"][0]["runs"]:
+        run["samples_per_second"] *= 20
+        run["samples_per_second_95"] = [20 * n for n in run["samples_per_second_95"]]
     (tmp_path / "fast.json").write_text(json.dumps(faster))
     code, out, err = bench(
         "old.json", "--seconds", 0.4, "--baseline", "fast.json", "--fail-if-slower", "10%", "--quiet"

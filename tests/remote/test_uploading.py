@@ -66,7 +66,8 @@ def test_nothing_is_left_here(s3: Proxy, tmp_path: Path, cache: Path) -> None:
     s3.reset()
     convert(tmp_path, "s3://bucket/out.h5")
     assert bigconv.open("s3://bucket/out.h5")[3]["x"][0] == 3
-    assert not [r for r in s3.requests if r.startswith(("PUT", "GET /bucket/out.h5"))]
+    # of a folder's manifest s3fs of 2025 asks with GET whether it is there, later ones with HEAD: it isn't
+    assert not [r for r in s3.requests if r.startswith("PUT") or r.split("?")[0] == "GET /bucket/out.h5"]
 
 
 def test_the_manifest_is_last(s3: Proxy, tmp_path: Path) -> None:
