@@ -31,6 +31,11 @@ class ClassCounts:
         self._waiting: dict[str, list[Array]] = {name: [] for name in self._found}
         self._rows = 0
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Those that are counted."""
+        return tuple(self._found)
+
     def update(self, block: Block) -> None:
         for name, waiting in self._waiting.items():
             waiting.append(np.array(block.columns[name]))  # a copy: the block may be memory that is used again

@@ -41,6 +41,13 @@ class Digests:
     tables: Mapping[str, bytes]  # field -> `width` bytes a block
     algorithm: str = XXH3
 
+    @classmethod
+    def blank(cls, schema: Schema, rows: int, algorithm: str) -> Digests:
+        """As many digests as so many rows have, all zero: for what needs only their size."""
+        made = cls(rows, block_rows(schema), {}, algorithm)
+        size = made.blocks * made.width
+        return cls(rows, made.block_rows, {f.name: bytes(size) for f in schema}, algorithm)
+
     @property
     def width(self) -> int:
         """Bytes of a digest."""

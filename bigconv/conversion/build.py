@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from bigconv import __version__, dataset, fsio, provenance, registry
 from bigconv.block import Index
-from bigconv.class_counts import ClassCounts
+from bigconv.class_counts import ClassCounts, Counts
 from bigconv.conversion import journal
 from bigconv.conversion.plan import Plan, differences
+from bigconv.conversion.proof import in_thread, prove
 from bigconv.conversion.task import Item
-from bigconv.digest import Digester, Digests, InnerDigester, block_digest, block_rows
-from bigconv.errors import IncompleteStore, OutputError, StoreError
-from bigconv.hashes import XXH3, width
+from bigconv.digest import Digests, InnerDigester, block_rows
+from bigconv.errors import OutputError, StoreError
 from bigconv.locks import Lock
 from bigconv.manifest import Manifest
 from bigconv.schema import Schema
@@ -90,6 +90,7 @@ class Build:
         self._origin = fsio.AppendFile(self.folder / "origin", origin_bytes)
         self._seen = fsio.AppendFile(self.folder / "seen", seen_bytes)
         self._rejects = fsio.AppendFile(self.folder / "rejects.jsonl", reject_bytes)
+        self._counts = ClassCounts(self.plan.schema)
         self._recorded = len(self.blocks)
         self._last = time.monotonic()
         self._pause = CHECKPOINT_SECONDS
@@ -100,6 +101,7 @@ class Build:
         """Write what became of some inputs."""
         if item.block is not None:
             self.writer.append(item.block)
+            self._counts.update(item.block)
             self.rows += len(item.block)
             self.blocks.append((len(item.block), item.digest.hex()))
             if item.block.origin is not None:
@@ -168,26 +170,38 @@ class Build:
             schema=schema,
             rows=self.rows,
             store=self.plan.store.name,
-            digests=Digests(self.rows, 1, {}, self.plan.digest),
+            digests=Digests.blank(schema, self.rows, self.plan.digest),
             source=whole.source.describe(),
             recipe=whole.recipe(),
             bigconv_version=__version__,
             plan=whole.hash,
         )
+        opened = Opened(self.work, self.plan.store, manifest)
+        manifest = replace(manifest, counts=self._all_counts(opened))
+        self.writer.attach(provenance.NAME, self._provenance().to_bytes())
+        if hasattr(self.writer, "reserve"):
+            self.writer.reserve(manifest)
+        # all that files will hold is in them, but for the manifest: they are read for both at the same time
+        files = in_thread(lambda: self.plan.store.files(self.work, self.plan.digest))
         # a part that begins with a canonical block of the dataset has the dataset's: nothing is hashed twice
         apart = start is not None and start % block_rows(schema)
         inner = InnerDigester(schema, start or 0, self.plan.digest) if apart else None
-        counts = ClassCounts(schema)
-        digests = prove(Opened(self.work, self.plan.store, manifest), self.blocks, inner, counts)
+        digests = prove(opened, self.blocks, inner)
         self.inner = digests.whole() if inner is None else inner.finish()
-        self.writer.attach(provenance.NAME, self._provenance().to_bytes())
-        manifest = Manifest(**{**vars(manifest), "digests": digests, "counts": counts.finish()})
-        manifest = Manifest(**{**vars(manifest), "files": self.plan.store.files(self.work, self.plan.digest)})
-        self.writer.seal(manifest)
+        self.writer.seal(replace(manifest, digests=digests, files=files.result()))
         fsio.sync_tree(self.work)
         self.keep_rejects()
         put_in_place(self.work, self.dest, self.plan.hash)
         return open_store(self.dest).manifest  # as it was sealed, and as every reader will see it
+
+    def _all_counts(self, opened: Opened) -> Counts:
+        """Rows of each class: those of this run were counted as they came, those before it are read."""
+        fields = self._counts.fields
+        if fields and self.resumed_rows:
+            with StoreView.of([opened], fields) as view:
+                for block in view.blocks(0, self.resumed_rows):
+                    self._counts.update(block)
+        return self._counts.finish()
 
     def _provenance(self) -> provenance.Provenance:
         files: FileList = self.plan.source.files
@@ -310,46 +324,6 @@ def remove_work(folder: Path) -> None:
                 fsio.remove(path)
         fsio.sync_folder(folder)
     fsio.remove(folder)
-
-
-def prove(
-    opened: Opened,
-    blocks: list[tuple[int, str]],
-    inner: InnerDigester | None = None,
-    counts: ClassCounts | None = None,
-) -> Digests:
-    """Read a laid-out store back as a user will, and compare each block with what its maker saw.
-
-    Gives the canonical digests of the same reading; `inner` and `counts` get the rows. Raises `IncompleteStore` naming
-    field and rows.
-    """
-    schema = opened.manifest.schema
-    digester = Digester(schema, algorithm=opened.manifest.digests.algorithm)
-    start = 0
-    # all workers are done, so there is a core for the second hash, which lets go of Python's lock
-    with ThreadPoolExecutor(1) as beside, StoreView.of([opened]) as view:
-        for rows, expected in blocks:
-            for block in view.blocks(start, start + rows, rows):
-                second = None if digester.knows(block) else beside.submit(digester.update, block)
-                digest = block_digest(block)
-                if (found := digest.hex()) != expected:
-                    size = 2 * width(XXH3)  # hex
-                    pairs = zip(schema.names, range(0, len(found), size), strict=True)
-                    wrong = [name for name, at in pairs if found[at : at + size] != expected[at : at + size]]
-                    raise IncompleteStore(
-                        f"{opened.path}: field {', '.join(wrong)}, rows {start} to {start + rows - 1}: what was read "
-                        "back differs from what was written: a failing disk or memory"
-                    )
-                if inner is not None:
-                    inner.update(block)
-                if counts is not None:
-                    counts.update(block)
-                if second is None:
-                    digester.update(block, digest)
-                else:
-                    second.result()
-            start += rows
-    return digester.finish()
 
 
 def drop_leftovers(dest: Path, hashed: str) -> None:

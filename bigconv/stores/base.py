@@ -147,7 +147,11 @@ Whereabouts = Mapping[str, Location | RaggedColumns | RaggedInline]
 
 
 class StoreWriter(Protocol):
-    """Writes one store, in order, under a temporary name."""
+    """Writes one store, in order, under a temporary name.
+
+    One more method is optional: `reserve(manifest)`, before `seal`, where the manifest stands in a file with rows. It
+    makes room for one as long as that, with `files` besides: from then on `Store.files` tells what it will at the end.
+    """
 
     def append(self, block: Block) -> None:
         """Add rows. Buffers of the block may be reused by the caller afterwards."""

@@ -134,6 +134,7 @@ class Hdf5Writer:
         self._columns: Columns | None = None
         self._direct: fsio.PatchFile | None = None
         self._places: dict[str, tuple[int, int]] = {}
+        self._room: tuple[int, int] | None = None  # first byte and size of what is kept for the manifest
         if codecs:
             self._columns = PackedColumns(self._beside, schema, codecs, state)
         elif rows is not None and not any(f.ragged for f in schema):
@@ -209,16 +210,23 @@ class Hdf5Writer:
     def attach(self, name: str, data: bytes) -> None:
         self._add(f"_bigconv/{name}", np.frombuffer(data, np.uint8))
 
-    def seal(self, manifest: Manifest) -> None:
-        # room for the file's own size and digest, which are known only when the manifest has its place
+    def reserve(self, manifest: Manifest) -> None:
+        # room for the file's own size and digest too, which are known only when the manifest has its place
         room = len(manifest.to_bytes()) + 128
-        offset = self._add(MANIFEST, np.full(room, ord(" "), np.uint8))
-        digest = fsio.digest_file(self.path, (offset, room), manifest.digests.algorithm)
-        files = {".": (self.path.stat().st_size, digest)}
-        whole = replace(manifest, files=files).to_bytes().ljust(room)
+        self._room = (self._add(MANIFEST, np.full(room, ord(" "), np.uint8)), room)
+
+    def seal(self, manifest: Manifest) -> None:
+        if self._room is None:
+            self.reserve(manifest)
+            manifest = replace(manifest, files=Hdf5().files(self.path, manifest.digests.algorithm))
+        assert self._room is not None
+        offset, room = self._room
+        whole = manifest.to_bytes()
+        if len(whole) > room:
+            raise AssertionError(f"{self.path}: a manifest of {len(whole)} bytes in room for {room}")
         patch = fsio.PatchFile(self.path)
         try:
-            patch.write_at(offset, whole)
+            patch.write_at(offset, whole.ljust(room))
         finally:
             patch.close()
 

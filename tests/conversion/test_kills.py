@@ -28,7 +28,7 @@ from tests.torture import _child
 from tests.torture._runs import checkpoints_everywhere, workspace
 
 SUFFIXES = (".mmap", ".h5", ".zarr", ".lmdb")
-FIXED = cases.block(Schema((Field("x", "uint8", (700,)), Field("label", "int64"))), 60, seed=1)
+FIXED = cases.block(Schema((Field("x", "uint8", (700,)), Field("label", "int64", (), "label"))), 60, seed=1)
 RAGGED = cases.block(Schema((Field("t", "uint16", (None,)), Field("i", "uint8", (None, None, 3)))), 60, seed=2)
 #: Every durable operation of fsio; a kill strikes before or after one of them.
 OPERATIONS = (
