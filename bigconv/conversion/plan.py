@@ -127,12 +127,14 @@ def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
     """What another plan's document has that this one's hasn't, in a few words each."""
     new = plan.document()
     found = []
-    for key in ("from", "to", "read", "limit", "shards", "dropped", "fields", "digest"):
+    for key in ("from", "to", "limit", "dropped", "fields", "digest"):
         a, b = old["recipe"].get(key), new["recipe"].get(key)
         if a != b:
             found.append(f"{key} {_brief(a)} → {_brief(b)}")
-    if old["recipe"].get("to") == new["recipe"]["to"]:  # another store has other options
-        had, has = old["recipe"].get("options", {}), new["recipe"]["options"]
+    for group in ("read", "shards", "options"):
+        if group == "options" and old["recipe"].get("to") != new["recipe"]["to"]:
+            continue  # another store has other options
+        had, has = old["recipe"].get(group) or {}, new["recipe"].get(group) or {}
         keys = [key for key in sorted(had.keys() | has.keys()) if had.get(key) != has.get(key)]
         found += [f"{key} {_brief(had.get(key))} → {_brief(has.get(key))}" for key in keys]
     before, after = old["recipe"].get("steps", []), new["recipe"]["steps"]

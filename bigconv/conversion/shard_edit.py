@@ -24,7 +24,7 @@ from bigconv.conversion.parts_run import joined, listed, prepare
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, interruptible
 from bigconv.conversion.shard_source import Pick, parse_split
-from bigconv.dataset import DatasetManifest, Part, part_of
+from bigconv.dataset import DatasetManifest, Part, part_of, unlisted
 from bigconv.digest import block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
 from bigconv.locks import Lock
@@ -219,15 +219,17 @@ def _sources(there: OpenedDataset, given: Sequence[Path]) -> list[Path]:
     )
 
 
-def _drop_finished(path: Path, folder: Path) -> None:
+def _drop_finished(there: Opened, folder: Path) -> None:
     """Remove what a conversion has left whose result is there."""
     try:
-        known = state_of(path)
+        known = state_of(there.path)
     except OutputError:
         return  # not ours to judge
     if known is not None:
-        if not is_published(path, known):
+        if not is_published(there.path, known):
             return
+        if isinstance(there, OpenedDataset) and unlisted(there.path, there.manifest, str(known["hash"])):
+            return  # it adds parts, and has put some there already
         fsio.remove(folder / PLAN)
         fsio.sync_folder(folder)  # without it, the rest is nobody's work
     for file in list(folder.iterdir()):
@@ -251,7 +253,7 @@ def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[The
         there = opening(path)
         if isinstance(there, OpenedDataset):
             remove_leftovers(path, there.manifest)
-        _drop_finished(path, folder)
+        _drop_finished(there, folder)
         yield there, folder
         fsio.remove(folder / FIELDS)
         fsio.remove(folder / REPAIR)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigconv import fsio
+from bigconv import dataset, fsio
 from bigconv.conversion.run import Outcome
 from bigconv.conversion.shard import shard
 from bigconv.dataset import DatasetManifest
@@ -107,9 +107,9 @@ class Repairing(Changing):
 
     def seen(self) -> str:
         try:
-            digest = open_store(self.dest).manifest.content_digest
-        except StoreError as error:
-            return f"a reader is refused what was there before: {error}"
+            digest = dataset.read(self.dest).content_digest
+        except (OSError, StoreError) as error:
+            return f"the manifest is gone: {error}"
         return "" if digest in self._whole else "a reader sees another manifest"
 
 
