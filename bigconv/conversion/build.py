@@ -16,7 +16,7 @@ from bigconv import __version__, dataset, fsio, provenance, registry
 from bigconv.block import Index
 from bigconv.class_counts import ClassCounts
 from bigconv.conversion import journal
-from bigconv.conversion.plan import Plan, differences
+from bigconv.conversion.plan import Plan, differences, resuming
 from bigconv.conversion.task import Item
 from bigconv.digest import Digester, Digests, InnerDigester, block_digest, block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError
@@ -253,7 +253,7 @@ def known_work(dest: Path, plan: Plan) -> dict[str, Any] | None:
         told = "; ".join(differences(plan, known["document"])) or "another version of bigconv"
         raise OutputError(
             f"{folder}: unfinished work of another conversion ({told}).\n"
-            "Finish it with its own command, or drop it with --restart"
+            f"Finish it with {resuming(known, dest) or 'its own command'}, or drop it with --restart"
         )
     return known
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,21 @@ def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
     if "files" in old and old["files"] != new["files"] and not found:
         found.append("files of other names, sizes or times")
     return found
+
+
+def resuming(plan: Mapping[str, Any], dest: Path) -> str | None:
+    """The command that goes on with a plan that was written down, if `bigconv shard` made it: then it has all of it."""
+    document = plan.get("document", {})
+    recipe, stores = document.get("recipe", {}), document.get("source", {}).get("stores", [])
+    cut = {**recipe.get("read", {}), **recipe.get("shards", {})}
+    if recipe.get("from") != "store" or not cut or recipe.get("steps") or "limit" in recipe or "part" in recipe:
+        return None
+    told = {**cut, "to": recipe.get("to"), "digest": recipe.get("digest")}
+    words = [shlex.quote(str(word)) for word in (*(store.get("path") for store in stores), dest)]
+    for name in ("split", "stratify", "group", "by", "shuffle", "seed", "rows", "size", "shards", "to", "digest"):
+        if told.get(name):  # seed 0 needn't be said
+            words += [f"--{name}"] if told[name] is True else [f"--{name}", shlex.quote(str(told[name]))]
+    return f"bigconv shard {' '.join(words)}"
 
 
 def _options(step: dict[str, Any] | None) -> str:

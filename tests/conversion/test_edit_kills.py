@@ -223,9 +223,10 @@ def test_a_split_that_was_killed_and_another_command(store: Path, published: boo
     told = ("seed 0 → 3", 'split "train=0.8,val=0.2" → "train=0.7,val=0.3"', "rows none → 50; shards 2 → none")
     if not published:
         for other, differs in zip(others, told, strict=True):
-            with pytest.raises(OutputError, match="Finish it with its own command, or drop it with --restart") as error:
+            with pytest.raises(OutputError, match="or drop it with --restart") as error:
                 bigconv.shard(store, dest, **other)
             assert differs in str(error.value)
+            assert f"bigconv shard all.mmap {dest} --split train=0.8,val=0.2 --shards 2 --to memmap" in str(error.value)
     bigconv.shard(store, dest, **others[1], overwrite=published, restart=not published)
     nothing_left(dest)
     assert open_store(dest / "train").manifest.recipe["read"]["split"] == "train=0.7,val=0.3"

@@ -129,23 +129,26 @@ class Splitting(Edited):
         return self.damage() if self.dest.exists() else ""
 
 
-def edits(root: Path, source: Path) -> Iterator[Trial]:
-    """What is done to stores and directories with the rows of a folder of arrays; the next when one is done with."""
+def edits(root: Path, source: Path, most: int | None = None) -> Iterator[Trial]:
+    """What is done to stores and directories with the rows of a folder of arrays; the next when one is done with.
+
+    `most`: stores or directories, of each kind of change.
+    """
     rows = len(list(source.iterdir()))
     given = root / "given"
     given.mkdir()
     np.save(given / "new.npy", np.random.default_rng(rows).normal(size=(rows, 11)))
     new = request(given / "new.npy", given / "new.h5").run()
-    for target in SEPARABLE:
+    for target in SEPARABLE[:most]:
         yield Changing(root, source, target, {"add_field": new.dest})
     two = given / "two.zarr"
-    for target in SEPARABLE:
+    for target in SEPARABLE[:most]:
         yield Changing(root, _with_two(source, new.dest, two), target, {"drop_field": "new"})
-    for target in SHARDED:
+    for target in SHARDED[:most]:
         yield Changing(root, source, target, {"drop": "1"})
         yield Repairing(root, source, target)
     store = request(source, given / "whole.mmap").run().dest
-    for target in SHARDED:
+    for target in SHARDED[:most]:
         assert isinstance(store, Path) and target.to is not None
         yield Splitting(root, store, target.to)
 
