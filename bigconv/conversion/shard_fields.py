@@ -229,8 +229,8 @@ def _told(dropped: Sequence[str], views: Sequence[StoreView]) -> dict[str, Any]:
 
 def _done(manifest: Manifest, dropped: Sequence[str], views: Sequence[StoreView]) -> bool:
     """Whether this was the last change of the fields, and each new one still has a value for each row."""
-    made = manifest.recipe.get("fields") or [None]
-    return made[-1] == _told(dropped, views) and all(len(view) == manifest.rows for view in views)
+    last = list(manifest.recipe.get("fields", ()))[-1:]
+    return last == [_told(dropped, views)] and all(len(view) == manifest.rows for view in views)
 
 
 class _Columns:

@@ -44,8 +44,8 @@ def unfinished(path: Path, opened: Opened | None) -> Unfinished | None:
     if plan is None and sharded:
         return Unfinished("a change of this directory was cut off", f"bigconv shard {where} --repair", left)
     if plan is None and (partial_folder(path) / FIELDS).is_dir():
-        again = f"bigconv shard {where} --add-field STORE"
-        return Unfinished("a change of its fields was cut off: make it again", again)
+        again = f"bigconv shard {where} --drop-field NAME --add-field STORE"
+        return Unfinished("a change of its fields was cut off; the same command makes it", again)
     if plan is None:
         return Unfinished(f"{into} begun and not finished", f"bigconv convert SOURCE {where} --resume")
     how = resuming(plan, path) or f"bigconv convert SOURCE {where} {'--append' if parts else '--resume'}"

@@ -114,6 +114,25 @@ def test_fields_changed_just_before_the_kill(store: Path, new: Path, sharded: bo
     assert verify(open_store(path)) == []
 
 
+def test_inspect_tells_a_change_of_fields_that_was_cut_off(store: Path, new: Path) -> None:
+    killed(shard_fields, "fill", lambda: bigconv.shard(store, add_field=new))
+    out = CliRunner().invoke(app, ["inspect", str(store)]).output
+    assert "a change of its fields was cut off; the same command makes it" in " ".join(out.split())
+    bigconv.shard(store, add_field=new)
+    nothing_left(store)
+    assert open_store(store).manifest.schema.names == ("x", "label", "new")
+
+
+def test_inspect_tells_a_split_that_was_cut_off_when_done(store: Path) -> None:
+    dest = store.with_name("sets")
+    killed(parts_run, "remove_work", lambda: bigconv.shard(store, dest, **SPLIT), after=False)
+    work = unfinished(dest, None)
+    assert work is not None and work.problem.endswith("killed when all was done but the clean-up")
+    assert work.fix == f"bigconv shard all.mmap {dest} --split train=0.8,val=0.2 --shards 2 --to memmap"
+    bigconv.shard(store, dest, **SPLIT)
+    nothing_left(dest)
+
+
 def test_fields_are_changed_already_by_that_very_command_alone(store: Path, new: Path) -> None:
     bigconv.shard(store, add_field=new)
     bigconv.shard(store, drop_field="label")
