@@ -243,7 +243,7 @@ def _show_change(path: Path, changed: Changed, as_json: bool) -> None:
     manifest = changed.manifest
     if as_json:
         told = {what.replace(" ", "_"): list(names) for what, names in changed.what.items()}
-        document = {"schema_version": 1, "dest": str(path), "status": "done", **told}
+        document = {"schema_version": 1, "dest": str(path), "status": changed.status, **told}
         _print_json({**document, "datasets": {"": _dataset_json(manifest)}})
         return
     out = console()
@@ -253,9 +253,11 @@ def _show_change(path: Path, changed: Changed, as_json: bool) -> None:
             continue
         for name in names:
             out.print(f"{what}: {name}", markup=False, highlight=False)
-    if not any(changed.what.values()):
+    same = changed.status == "unchanged"
+    if not (same or any(changed.what.values())):
         out.print("every part is whole")
-    out.print(f"{text.printable(str(path))}: {_counted(manifest)}", markup=False, highlight=False)
+    where = text.printable(str(path))
+    out.print(f"{where}:{' unchanged, skipped ·' * same} {_counted(manifest)}", markup=False, highlight=False)
     out.print(f"content digest {manifest.content_digest}", style="dim")
 
 

@@ -16,7 +16,7 @@ from bigconv import __version__, dataset, fsio, provenance, registry
 from bigconv.block import Index
 from bigconv.class_counts import ClassCounts, Counts
 from bigconv.conversion import journal
-from bigconv.conversion.plan import Plan, differences
+from bigconv.conversion.plan import Plan, differences, resuming
 from bigconv.conversion.proof import in_thread, prove
 from bigconv.conversion.task import Item
 from bigconv.digest import Digests, InnerDigester, block_rows
@@ -32,11 +32,12 @@ from bigconv.view.table import StoreView
 PROVENANCE = "provenance"  # in DEST.partial: of work that is whole and wasn't published
 PLAN = "plan.json"  # in DEST.partial: what is being made
 REPLACES = "replaces"  # in DEST.partial: the plan of the store at DEST whose place is taken
-#: all that may stand in DEST.partial beside the store; some of it is made by parts.py, ranks.py and shard_fields.py
+FIELDS, REPAIR = "fields", "repair"  # in DEST.partial: what changes of a store in its place are made of
+#: all that may stand in DEST.partial beside the store; some of it is made by parts.py and ranks.py
 NOTES = frozenset(
     (
         *(PLAN, PROVENANCE, REPLACES, "lock", "journal", "origin", "seen", "rejects.jsonl"),
-        *("results", "cut", "ranks", "fields"),
+        *("results", "cut", "ranks", FIELDS, REPAIR),
     )
 )
 CHECKPOINT_SECONDS = 5.0  # at least; a checkpoint that takes long is followed by a longer stretch
@@ -261,14 +262,20 @@ def known_work(dest: Path, plan: Plan) -> dict[str, Any] | None:
     folder = partial_folder(dest)
     known = journal.read_plan(folder / PLAN)
     if known is not None and known["hash"] != plan.hash:
-        if _plan_at(dest) == known.get("makes"):
+        if is_published(dest, known):
             return None
         told = "; ".join(differences(plan, known["document"])) or "another version of bigconv"
         raise OutputError(
             f"{folder}: unfinished work of another conversion ({told}).\n"
-            "Finish it with its own command, or drop it with --restart"
+            f"Finish it with {resuming(known, dest) or 'its own command'}, or drop it with --restart"
         )
     return known
+
+
+def is_published(dest: Path, known: Mapping[str, Any]) -> bool:
+    """Whether what some work was to make is at its destination; of a split, each dataset is in a folder of its own."""
+    there = dest.is_dir() and registry.recognise(dest) is None
+    return any(_plan_at(path) == known.get("makes") for path in (sorted(dest.iterdir()) if there else [dest]))
 
 
 def begin_anew(folder: Path, plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,12 +128,14 @@ def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
     """What another plan's document has that this one's hasn't, in a few words each."""
     new = plan.document()
     found = []
-    for key in ("from", "to", "read", "limit", "shards", "dropped", "fields", "digest"):
+    for key in ("from", "to", "limit", "dropped", "fields", "digest"):
         a, b = old["recipe"].get(key), new["recipe"].get(key)
         if a != b:
             found.append(f"{key} {_brief(a)} → {_brief(b)}")
-    if old["recipe"].get("to") == new["recipe"]["to"]:  # another store has other options
-        had, has = old["recipe"].get("options", {}), new["recipe"]["options"]
+    for group in ("read", "shards", "options"):
+        if group == "options" and old["recipe"].get("to") != new["recipe"]["to"]:
+            continue  # another store has other options
+        had, has = old["recipe"].get(group) or {}, new["recipe"].get(group) or {}
         keys = [key for key in sorted(had.keys() | has.keys()) if had.get(key) != has.get(key)]
         found += [f"{key} {_brief(had.get(key))} → {_brief(has.get(key))}" for key in keys]
     before, after = old["recipe"].get("steps", []), new["recipe"]["steps"]
@@ -152,6 +155,21 @@ def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
     if "files" in old and old["files"] != new["files"] and not found:
         found.append("files of other names, sizes or times")
     return found
+
+
+def resuming(plan: Mapping[str, Any], dest: Path) -> str | None:
+    """The command that goes on with a plan that was written down, if `bigconv shard` made it: then it has all of it."""
+    document = plan.get("document", {})
+    recipe, stores = document.get("recipe", {}), document.get("source", {}).get("stores", [])
+    cut = {**recipe.get("read", {}), **recipe.get("shards", {})}
+    if recipe.get("from") != "store" or not cut or recipe.get("steps") or "limit" in recipe or "part" in recipe:
+        return None
+    told = {**cut, "to": recipe.get("to"), "digest": recipe.get("digest")}
+    words = [shlex.quote(str(word)) for word in (*(store.get("path") for store in stores), dest)]
+    for name in ("split", "stratify", "group", "by", "shuffle", "seed", "rows", "size", "shards", "to", "digest"):
+        if told.get(name):  # seed 0 needn't be said
+            words += [f"--{name}"] if told[name] is True else [f"--{name}", shlex.quote(str(told[name]))]
+    return f"bigconv shard {' '.join(words)}"
 
 
 def _options(step: dict[str, Any] | None) -> str:

@@ -246,10 +246,14 @@ def _paths(given: PathLike | Sequence[PathLike] | None) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Changed:
-    """What became of a store or directory in its place. `what`: a word for it → names of parts or fields."""
+    """What became of a store or directory in its place. `what`: a word for it → names of parts or fields.
+
+    `status`: `done`, or `unchanged` when the fields were changed like this already.
+    """
 
     manifest: Manifest
     what: Mapping[str, Sequence[str]]
+    status: str = "done"
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,8 @@ class Edit:
         manifest: Manifest
         if fields:
             manifest, gone, new = change_fields(paths[0], self.drop_field, self.add_field)
-            return Changed(manifest, {"dropped fields": gone, "added fields": new})
+            what = {"dropped fields": gone, "added fields": new}
+            return Changed(manifest, what, "done" if gone or new else "unchanged")
         if self.drop:
             manifest, parts = drop_parts(paths[0], self.drop)
             return Changed(manifest, {"dropped": parts})

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 from bigconv import fsio, registry
 from bigconv.class_counts import summed
 from bigconv.conversion.api import Request
-from bigconv.conversion.build import partial_folder, remove_leftovers
+from bigconv.conversion.build import FIELDS, PLAN, REPAIR, is_published, partial_folder, remove_leftovers, state_of
 from bigconv.conversion.engines import engine_for
 from bigconv.conversion.parts import Control, Job, Output, hash_part
 from bigconv.conversion.parts_cut import Cut, cut_plan
@@ -23,13 +24,13 @@ from bigconv.conversion.parts_run import joined, listed, prepare
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, interruptible
 from bigconv.conversion.shard_source import Pick, parse_split
-from bigconv.dataset import DatasetManifest, Part, part_of
+from bigconv.dataset import DatasetManifest, Part, part_of, unlisted
 from bigconv.digest import block_rows
 from bigconv.errors import IncompleteStore, OutputError, StoreError, UsageError
 from bigconv.locks import Lock
 from bigconv.schema import unknown
 from bigconv.stores.base import recalled
-from bigconv.view.opening import Opened, OpenedDataset, open_parts
+from bigconv.view.opening import Opened, OpenedDataset, open_parts, open_store
 from bigconv.view.report import verify
 from bigconv.view.table import StoreView
 
@@ -105,12 +106,12 @@ def repair_parts(path: Path, sources: Sequence[Path], policy: Policy) -> tuple[D
     content digest that the manifest lists, so the dataset is what it was. Gives the manifest, and the names of
     the parts that were made again. Raises `OutputError` when the source gives other rows now.
     """
-    with changing(path, open_parts) as (there, _):
+    with changing(path, open_parts) as (there, folder):
         manifest = there.manifest
-        bad = [number for number in range(len(manifest.parts)) if _damaged(there, number)]
+        bad = [number for number in range(len(manifest.parts)) if _damaged(partial(there.part, number))]
         if bad:
-            found = _sources(there, sources)
-            _remake(there, bad, [path.absolute() for path in found] if policy.elsewhere else found, policy)
+            found = [p.absolute() if policy.elsewhere else p for p in _sources(there, sources)]
+            _remake(there, bad, found, policy, folder / REPAIR)
         try:
             manifest.digests.content(manifest.schema)
         except IncompleteStore:
@@ -123,17 +124,23 @@ def repair_parts(path: Path, sources: Sequence[Path], policy: Policy) -> tuple[D
     return manifest, [manifest.parts[number].name for number in bad]
 
 
-def _damaged(there: OpenedDataset, number: int) -> bool:
+def _damaged(opening: Callable[[], Opened]) -> bool:
     try:
-        return bool(verify(there.part(number)))
+        return bool(verify(opening()))
     except StoreError:
         return True
 
 
-def _remake(there: OpenedDataset, bad: Sequence[int], sources: Sequence[Path], policy: Policy) -> None:
+def _remake(there: OpenedDataset, bad: Sequence[int], sources: Sequence[Path], policy: Policy, base: Path) -> None:
+    """Make parts again in the folder `base`, where those that an earlier run has made are found."""
     parts = [there.manifest.parts[number] for number in bad]
-    job = _job(there, parts, sources, policy)
+    job = _job(there, parts, sources, policy, base)
+    with fsio.writing(base):
+        base.mkdir(exist_ok=True)
     prepare(job)
+    for path in map(job.path, job.tasks):
+        if path.exists() and _damaged(partial(open_store, path)):  # taken out of the directory by a run that was killed
+            fsio.remove(path)
     with interruptible() as stop:
         control = Control(lambda _rows, _bytes, _rejects: None, stop.is_set)
         done = engine_for(job, len(parts)).run(job, job.tasks, control)
@@ -141,19 +148,17 @@ def _remake(there: OpenedDataset, bad: Sequence[int], sources: Sequence[Path], p
     for task, result in results.items():
         listed_part = parts[task.number]
         if result.content_digest != listed_part.content_digest:
+            fsio.remove(base)  # of no use to the next run, whose source may be another
             raise OutputError(
                 f"{there.path}: {listed_part.name} can't be made again: the source gives other rows now.\n"
                 "Name the unchanged one with --source, or take the part out with --drop"
             )
     for task in results:
         fsio.publish(job.path(task), there.path / parts[task.number].name)
-    for leftover in list(job.folder.iterdir()):
-        if leftover.name != "lock":
-            fsio.remove(leftover)
 
 
-def _job(there: OpenedDataset, parts: Sequence[Part], sources: Sequence[Path], policy: Policy) -> Job:
-    """The tasks that make these parts, under the names they have."""
+def _job(there: OpenedDataset, parts: Sequence[Part], sources: Sequence[Path], policy: Policy, base: Path) -> Job:
+    """The tasks that make these parts, under the names they have, in a folder below `base` that only they use."""
     recipe = there.manifest.recipe
     plan, groups = _plan(there, sources, policy)
     specs = {spec.number: spec for spec in cut_plan(plan, Cut(**recipe["shards"]), groups)}
@@ -164,7 +169,7 @@ def _job(there: OpenedDataset, parts: Sequence[Part], sources: Sequence[Path], p
         )
     chosen = tuple(replace(specs[part.number], name=part.name) for part in parts)
     output = Output("", plan, there.manifest.plan, chosen)
-    return Job(there.path, (output,), replace(policy, max_rejects="100%"))
+    return Job(base / plan.hash[:16], (output,), replace(policy, max_rejects="100%"))
 
 
 def _plan(there: OpenedDataset, sources: Sequence[Path], policy: Policy) -> tuple[Plan, Any]:
@@ -214,11 +219,30 @@ def _sources(there: OpenedDataset, given: Sequence[Path]) -> list[Path]:
     )
 
 
+def _drop_finished(there: Opened, folder: Path) -> None:
+    """Remove what a conversion has left whose result is there."""
+    try:
+        known = state_of(there.path)
+    except OutputError:
+        return  # not ours to judge
+    if known is not None:
+        if not is_published(there.path, known):
+            return
+        if isinstance(there, OpenedDataset) and unlisted(there.path, there.manifest, str(known["hash"])):
+            return  # it adds parts, and has put some there already
+        fsio.remove(folder / PLAN)
+        fsio.sync_folder(folder)  # without it, the rest is nobody's work
+    for file in list(folder.iterdir()):
+        if file.name not in ("lock", FIELDS, REPAIR):
+            fsio.remove(file)
+
+
 @contextmanager
 def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[There, Path]]:
     """A store or dataset that nobody else changes meanwhile, and the folder for unfinished work, which is locked.
 
-    What an earlier change has left that was cut off is removed.
+    What this change or an earlier one has made there is removed when all went well. What a conversion has left that was
+    killed when it had published goes before, as nobody could tell it from an unfinished one later: that stays.
     """
     opening(path)  # or there would be no use for a folder
     folder = partial_folder(path)
@@ -229,7 +253,10 @@ def changing(path: Path, opening: Callable[[Path], There]) -> Iterator[tuple[The
         there = opening(path)
         if isinstance(there, OpenedDataset):
             remove_leftovers(path, there.manifest)
+        _drop_finished(there, folder)
         yield there, folder
+        fsio.remove(folder / FIELDS)
+        fsio.remove(folder / REPAIR)
     finally:
         if folder.exists() and [p.name for p in folder.iterdir()] == ["lock"]:
             fsio.remove(folder)

@@ -18,7 +18,7 @@ from typing import Any
 from bigconv import dataset, fsio
 from bigconv.block import Block
 from bigconv.class_counts import Counts, summed
-from bigconv.conversion.build import building
+from bigconv.conversion.build import FIELDS, building
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.run import Policy, fill, interruptible
 from bigconv.conversion.shard_edit import changing
@@ -40,13 +40,17 @@ _POLICY = Policy(0)  # rows are copied as they are: nothing to decode, nothing t
 def change_fields(path: Path, dropped: Sequence[str], stores: Sequence[Path]) -> tuple[Manifest, list[str], list[str]]:
     """Take fields out of a store or sharded directory, and put all fields of other stores in, row beside row.
 
-    Gives the new manifest, and the names that are gone and new. The content digest is that of a store that was made
-    with these fields from the start. Raises `UsageError` for fields that aren't there or are already, and for stores
+    Gives the new manifest, and the names that are gone and new: none when this very change was the last that was made
+    to the fields, as when a run was killed after it. The content digest is that of a store that was made with these
+    fields from the start. Raises `UsageError` for fields that aren't there or are already, and for stores
     that keep all fields in one file; `InputError` when another store has another number of rows.
     """
     with changing(path, open_store) as (there, folder):
-        change = _Change(there, tuple(dict.fromkeys(dropped)), tuple(StoreView([store]) for store in stores))
-        base = folder / "fields"
+        names, views = tuple(dict.fromkeys(dropped)), tuple(StoreView([store]) for store in stores)
+        if _done(there.manifest, names, views):
+            return there.manifest, [], []
+        change = _Change(there, names, views)
+        base = folder / FIELDS
         work = base / path.name
         fsio.remove(work)  # of a run that was killed: its links are soon made, and its new fields lie beside it
         with fsio.writing(work):
@@ -55,7 +59,6 @@ def change_fields(path: Path, dropped: Sequence[str], stores: Sequence[Path]) ->
             manifest = change.made(work, base, stop.is_set)
         fsio.sync_tree(work)
         fsio.publish(work, path)
-        fsio.remove(base)
     return manifest, list(change.dropped), [f.name for f in change.new]
 
 
@@ -121,9 +124,7 @@ class _Change:
 
     @cached_property
     def told(self) -> dict[str, Any]:
-        """What the recipe keeps of it."""
-        added = [{"fields": list(v.schema.names), "from": StoreSource(v).describe()["stores"]} for v in self.views]
-        return {"dropped": list(self.dropped), "added": added}
+        return _told(self.dropped, self.views)
 
     def _changed(self, manifest: Any) -> Any:
         """A manifest whose recipe and plan say what was changed; digests are put in later."""
@@ -218,6 +219,18 @@ class _Change:
         """Digests of all fields: those that were `found` anew, and the others as they are."""
         tables = {name: found[name] if name in found else old.tables[name] for name in self.schema.names}
         return Digests(old.rows, block_rows(self.schema), tables, self.algorithm)
+
+
+def _told(dropped: Sequence[str], views: Sequence[StoreView]) -> dict[str, Any]:
+    """What the recipe keeps of a change."""
+    added = [{"fields": list(v.schema.names), "from": StoreSource(v).describe()["stores"]} for v in views]
+    return {"dropped": list(dropped), "added": added}
+
+
+def _done(manifest: Manifest, dropped: Sequence[str], views: Sequence[StoreView]) -> bool:
+    """Whether this was the last change of the fields, and each new one still has a value for each row."""
+    last = list(manifest.recipe.get("fields", ()))[-1:]
+    return last == [_told(dropped, views)] and all(len(view) == manifest.rows for view in views)
 
 
 class _Columns:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigconv import dataset
-from bigconv.conversion.build import partial_folder, state_of
+from bigconv.conversion.build import FIELDS, is_published, partial_folder, state_of
+from bigconv.conversion.plan import resuming
 from bigconv.errors import OutputError
 from bigconv.view.opening import Opened, OpenedDataset
 from bigconv.words import plural
@@ -32,19 +33,24 @@ def unfinished(path: Path, opened: Opened | None) -> Unfinished | None:
         plan = state_of(path)
     except OutputError as error:
         return Unfinished(str(error).splitlines()[0], f"bigconv convert SOURCE {where} --restart")
-    if not isinstance(opened, OpenedDataset):
-        problem = "a conversion into this store was begun and not finished"
-        return Unfinished(problem, f"bigconv convert SOURCE {where} --resume")
-    manifest = opened.manifest
-    left = [file.name for file in dataset.leftovers(opened.path, manifest)]
-    if plan is not None:
-        parts = [file.name for file in dataset.unlisted(opened.path, manifest, str(plan.get("hash")))]
-        problem = "a conversion into this directory was begun and not finished"
-        new = (
-            f"; {plural(len(parts), 'new part')} in it {'is' if len(parts) == 1 else 'are'} not listed yet"
-            if parts
-            else ""
-        )
-        how = "--append" if parts else "--resume"
-        return Unfinished(problem + new, f"bigconv convert SOURCE {where} {how}", (*left, *parts))
-    return Unfinished("a change of this directory was cut off", f"bigconv shard {where} --repair", left)
+    sharded = isinstance(opened, OpenedDataset)
+    left: list[str] = []
+    parts: list[str] = []
+    if isinstance(opened, OpenedDataset):
+        left = [file.name for file in dataset.leftovers(opened.path, opened.manifest)]
+        if plan is not None:
+            parts = [f.name for f in dataset.unlisted(opened.path, opened.manifest, str(plan.get("hash")))]
+    into = f"a conversion into this {'directory' if sharded else 'store'} was"
+    if plan is None and sharded:
+        return Unfinished("a change of this directory was cut off", f"bigconv shard {where} --repair", left)
+    if plan is None and (partial_folder(path) / FIELDS).is_dir():
+        again = f"bigconv shard {where} --drop-field NAME --add-field STORE"
+        return Unfinished("a change of its fields was cut off; the same command makes it", again)
+    if plan is None:
+        return Unfinished(f"{into} begun and not finished", f"bigconv convert SOURCE {where} --resume")
+    how = resuming(plan, path) or f"bigconv convert SOURCE {where} {'--append' if parts else '--resume'}"
+    if not parts and is_published(path, plan):
+        return Unfinished(f"{into} killed when all was done but the clean-up", how, left)
+    are = "is" if len(parts) == 1 else "are"
+    new = f"; {plural(len(parts), 'new part')} in it {are} not listed yet" if parts else ""
+    return Unfinished(f"{into} begun and not finished{new}", how, (*left, *parts))

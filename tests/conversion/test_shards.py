@@ -360,6 +360,21 @@ def test_an_append_goes_on_from_parts_that_it_had_put_there(tmp_path: Path, monk
     assert verify(open_store(tmp_path / "parts")) == []
 
 
+def test_a_part_is_made_again_beside_an_unfinished_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repair changes nothing that the append has built on."""
+    raw = _cut_off_append(tmp_path, monkeypatch)
+    lost = open_parts(tmp_path / "parts").manifest.parts[1].name
+    before = contents(tmp_path / "parts" / lost)
+    fsio.remove(tmp_path / "parts" / lost)
+    first = images(tmp_path / "first" / "raw", 20)
+    bigconv.shard(tmp_path / "parts", repair=True, source=first, workers=0)
+    assert contents(tmp_path / "parts" / lost) == before
+    outcome = Request((raw,), tmp_path / "parts", append=True, policy=Policy(0)).run()
+    assert (outcome.rows, outcome.resumed_rows) == (0, 9)
+    assert verify(open_store(tmp_path / "parts")) == []
+    assert not (tmp_path / "parts.partial").exists()
+
+
 def test_an_append_that_is_given_up_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = _cut_off_append(tmp_path, monkeypatch)
     images(raw, 1, first=200)
@@ -485,7 +500,7 @@ def test_destinations_are_refused(store: Path, tmp_path: Path) -> None:
     sharded(store, tmp_path / "p", rows=900)
     with pytest.raises(OutputError, match="is the source"):
         bigconv.shard(tmp_path / "p", tmp_path / "p", rows=100, workers=0)
-    with pytest.raises(OutputError, match="shards"):
+    with pytest.raises(OutputError, match="rows 900 → 800"):
         bigconv.shard(store, tmp_path / "p", rows=800, workers=0)
     assert sharded(store, tmp_path / "p", rows=800, overwrite=True).rows == ROWS
     assert len(open_parts(tmp_path / "p").manifest.parts) == 3

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,6 @@ from bigconv import fsio
 from bigconv.conversion import build
 from bigconv.conversion.api import Request
 from bigconv.conversion.run import Outcome, Policy
-from bigconv.conversion.shard import shard
 from bigconv.errors import BigconvError, StoreError
 from bigconv.inspection.unfinished import unfinished
 from bigconv.manifest import Manifest
@@ -162,6 +161,15 @@ APPENDED = tuple(replace(target, append=True) for target in (*PLAIN, PACKED[1], 
 OVERWRITTEN = tuple(replace(target, overwrite=True) for target in (*PLAIN, PACKED[1], SHARDED[1]))
 
 
+class Cut(Protocol):
+    """What is cut off: a conversion, or another command that makes or changes a store."""
+
+    @property
+    def dest(self) -> Any: ...
+
+    def run(self) -> Outcome: ...
+
+
 class Trial:
     """A conversion that is cut off or disturbed in many ways, in a folder of its own.
 
@@ -171,7 +179,7 @@ class Trial:
     def __init__(self, root: Path, source: Path, target: Target) -> None:
         self.source, self.target = source, target
         self._set_up(root, f"{source.name} {target.name}")
-        self.request: Request | Drop = target.request(source, self.place)
+        self.request: Cut = target.request(source, self.place)
         self._try_out(target.first(half_of(source), self.place) if target.there else None)
 
     def _set_up(self, root: Path, name: str) -> None:
@@ -179,7 +187,7 @@ class Trial:
         self.place, self._before = root / name, root / f"before {name}"
         self.place.mkdir()
 
-    def _try_out(self, first: Request | None) -> None:
+    def _try_out(self, first: Cut | None) -> None:
         """Run it once, undisturbed. `first`: what makes the store that is there before."""
         self.dest, before = self.request.dest, ""
         self.there = first is not None
@@ -234,29 +242,6 @@ class Trial:
             return f"went on from row {outcome.resumed_rows}, {promised} had been promised"
         left = sorted(p.name for p in self.place.glob(f"{self.dest.name}*") if p != self.dest)
         return f"left behind: {left}" if left else ""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Parts taken out of a sharded directory."""
-
-    dest: Path
-    parts: tuple[str, ...] = ("1",)
-
-    def run(self) -> Outcome:
-        manifest = shard(self.dest, drop=self.parts, workers=0)
-        assert isinstance(manifest, Manifest)
-        return Outcome("done", manifest, self.dest)
-
-
-class Dropping(Trial):
-    """Parts taken out of a sharded directory, cut off like a conversion."""
-
-    def __init__(self, root: Path, source: Path, target: Target) -> None:
-        self.source, self.target = source, target
-        self._set_up(root, f"{source.name} {target.name} drop")
-        self.request = Drop(self.place / target.dest)
-        self._try_out(target.request(source, self.place))
 
 
 def half_of(source: Path) -> Path:

@@ -1,4 +1,4 @@
-"""SIGKILL at every system call of a small conversion that changes the disk, now and then of the resumed one too."""
+"""SIGKILL at every system call that changes the disk, of a small conversion or change, at times of the next run too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.torture import Case, _child
-from tests.torture._runs import SHARDED, Dropping, Trial, checkpoints_everywhere, trials, workspace
+from tests.torture._edits import edits
+from tests.torture._runs import Trial, checkpoints_everywhere, trials, workspace
 
 AGAIN = 3  # every so many kills, the run that goes on is killed too
-QUICK = 0.05  # below this scale one kill a run
+QUICK = 0.05  # below this scale one kill a run, and one run of each kind of change
 
 
 def run(scale: float) -> Iterator[Case]:
@@ -22,8 +23,8 @@ def run(scale: float) -> Iterator[Case]:
         tried = trials(root)
         for source, target in tried:
             yield from _kills(Trial(root, source, target), root / "log", scale)
-        for target in SHARDED:
-            yield from _kills(Dropping(root, tried[-1][0], target), root / "log", scale)
+        for trial in edits(root, tried[-1][0], None if scale >= QUICK else 1):
+            yield from _kills(trial, root / "log", scale)
 
 
 def _kills(trial: Trial, log: Path, scale: float) -> Iterator[Case]:
