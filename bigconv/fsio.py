@@ -27,6 +27,8 @@ HASH_BYTES = 1 << 20  # 1 MiB: what is read is still in the core's own cache whe
 WRITE_BYTES = 256 << 10
 BEHIND_BYTES = 16 << 20  # 16 MiB: what is written is given to the disk at once, so that a later fsync finds little
 
+PARTIAL = ".partial"  # DEST.partial: the folder in which DEST is made
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -292,6 +294,17 @@ def digest_file(path: Path, skip: tuple[int, int] = (0, 0), algorithm: str = XXH
             at += got
             if length and at == begin:
                 at = file.seek(begin + length)
+
+
+def missing(path: Path, told: str = "") -> str:
+    """Words for a path where nothing is; `told`: the name that the user knows it by."""
+    told = told or str(path)
+    if path.name and path.with_name(path.name + PARTIAL).is_dir():
+        return (
+            f"{told}: not there yet: {told}{PARTIAL} holds work on it that was begun and not finished.\n"
+            "The command that began it goes on with it"
+        )
+    return f"{told}: no such file or folder"
 
 
 def remove(path: Path) -> None:

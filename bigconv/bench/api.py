@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bigconv import fsio
 from bigconv.bench import baseline, cold, ladder, processes, residency
 from bigconv.bench.advise import Advice, advise
 from bigconv.bench.contention import Contention, Watcher
@@ -216,7 +217,7 @@ def _local_subject(path: Path, asked: Question) -> Subject:
     from bigconv.transforms.function import Function
 
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(fsio.missing(path))
     raw = registry.recognise(path) is None and path.suffix not in registry.extensions("store")
     if raw or asked.from_ is not None:
         if asked.fields is not None or asked.transform is not None:

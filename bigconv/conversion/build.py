@@ -242,7 +242,7 @@ def building(dest: Path, plan: Plan, restart: bool = False) -> Iterator[Build]:
 
 
 def partial_folder(dest: Path) -> Path:
-    return dest.with_name(dest.name + ".partial")
+    return dest.with_name(dest.name + fsio.PARTIAL)
 
 
 def work_path(folder: Path, dest: Path) -> Path:

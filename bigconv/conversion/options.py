@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from bigconv import registry
+from bigconv import fsio, registry
 from bigconv.block import Block
 from bigconv.conversion.apart import call_apart
 from bigconv.conversion.task import Work, run_span
@@ -46,7 +46,7 @@ def find_source(
         raise UsageError("nothing to convert: name a folder, files or a store")
     for path in paths:
         if not exists(path):
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(fsio.missing(path))
         if not path.is_file() and not path.is_dir():
             raise InputError(f"{path}: a pipe or device, not a file or folder")
     name = name or recognise(paths, options)

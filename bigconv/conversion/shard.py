@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bigconv import registry
+from bigconv import fsio, registry
 from bigconv.conversion.api import available_cores
 from bigconv.conversion.build import drop_leftovers, replaced
 from bigconv.conversion.destination import all_unchanged, check_datasets
@@ -143,7 +143,7 @@ class ShardRequest:
             if isinstance(path, Url):
                 continue  # says so itself
             if not path.exists():
-                raise InputError(f"{path}: no such file or folder")
+                raise InputError(fsio.missing(path))
             if registry.recognise(path) is None:
                 raise InputError(
                     f"{path}: not a store. Raw files are sharded as they are converted: "

@@ -207,7 +207,7 @@ def _sources(there: OpenedDataset, given: Sequence[Path]) -> list[Path]:
     if given:
         for path in given:
             if not path.exists():
-                raise UsageError(f"--source {path}: no such file or folder")
+                raise UsageError(f"--source {fsio.missing(path)}")
         return list(given)
     stores = there.manifest.source.get("stores", [])
     beside = [there.path.parent / str(store.get("path", "")) for store in stores]

@@ -338,7 +338,7 @@ def _open_dataset(path: Path) -> OpenedDataset:
 
 def _what_instead(path: Path, told: str) -> str:
     if not path.exists():
-        return f"{told}: no such file or folder"
+        return fsio.missing(path, told)
     if path.is_dir() and any(name.startswith("part-") for name in os.listdir(path)):
         return f"{told}: parts without a manifest.json: a dataset that was never finished, or has lost it"
     if path.is_dir() and path.suffix and not any(path.iterdir()):

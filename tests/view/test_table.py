@@ -306,6 +306,9 @@ def test_no_store_at_all(tmp_path: Path) -> None:
         bigconv.open([])
     with pytest.raises(NotAStore, match="missing: no such file or folder"):
         bigconv.open(tmp_path / "missing")
+    (tmp_path / "missing.partial").mkdir()
+    with pytest.raises(NotAStore, match=r"missing: not there yet: \S*missing\.partial holds work .*\nThe command that"):
+        bigconv.open(tmp_path / "missing")
     (tmp_path / "out.h5").write_bytes(b"no store")
     with pytest.raises(NotAStore, match=r"out\.h5: not a store"):
         bigconv.open(tmp_path / "out.h5")
