@@ -93,8 +93,8 @@ class WindowDataset(StoreDataset):
         return f"window {row} of {self._view.told}"
 
     def _take(self, rows: Sequence[int] | Array) -> StackedBatch:
-        block = self._windows.take(rows, buffers.room)
-        return StackedBatch(block.schema, block.columns, len(block), self._as_tuple)
+        columns = self._windows.columns(rows, buffers.room)
+        return StackedBatch(self._windows.schema, columns, len(next(iter(columns.values()))), self._as_tuple)
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:

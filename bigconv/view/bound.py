@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from bigconv.block import Array, Index
 from bigconv.errors import IncompleteStore
 from bigconv.stores.base import Chunked, Chunks
-from bigconv.view.memory import LOWEST, copy_rows, copy_runs, everywhere
+from bigconv.view.memory import LOWEST, copy_rows, copy_runs, overlay
 from bigconv.view.unpack import Cache, Frames, Hold
 
 RECORD_BYTES = 64 << 20  # 64 MiB: past this, where a record ends is not believed
@@ -81,6 +82,11 @@ class BoundChunked(Items):
     at: Chunked
     adjust: Index  # int64 [shards]: address of the shard less what the sum below counts for the shards before it
 
+    @cached_property
+    def gap(self) -> int:
+        """Bytes between one chunk's items and those of the next."""
+        return self.at.chunk_stride - self.at.chunk_items * self.at.item_bytes
+
     def address(self, items: Index, hold: Hold) -> Index:
         return self._address(items, items // self.at.chunk_items)
 
@@ -88,8 +94,8 @@ class BoundChunked(Items):
         # the plain sum over shard, chunk and item, rearranged into the fewest passes: this is the hot path
         at = self.at
         address = items * at.item_bytes
-        if gap := at.chunk_stride - at.chunk_items * at.item_bytes:
-            address += chunk * gap
+        if self.gap:
+            address += chunk * self.gap
         if len(self.adjust) == 1:
             address += self.adjust[0]
         else:
@@ -113,20 +119,22 @@ class BoundChunked(Items):
         chunk = first // size
         address = self._address(first, chunk)
         over = first - chunk * size
-        broken = np.flatnonzero(over > size - count)
+        broken = (over > size - count).nonzero()[0]
         if not len(broken):
             return copy_rows(address, nbytes, out)
-        # few runs are broken: all are copied as if whole, these from inside their chunk, then the pieces over them
-        over, heads = over[broken] + (count - size), address[broken]  # items that lie in the next chunk
+        # few runs are broken: all are copied as if whole, and what lies in the next chunk then comes over it
+        over = (over[broken] + (count - size)) * item_bytes
+        at, tails = (broken + 1) * nbytes - over, address[broken] + (nbytes + self.gap) - over
         after = chunk[broken] + 1
-        tails = self._address(after * size, after)
-        address[broken] -= over * item_bytes
+        apart = (after % self.at.shard_chunks == 0).nonzero()[0]
+        if len(apart):  # that chunk is in the next file, and this one may end: copied from before it, and then the head
+            beyond, next_chunk = broken[apart], after[apart]
+            heads, tails[apart] = address[beyond], self._address(next_chunk * size, next_chunk)
+            address[beyond] -= over[apart]
+            at, tails = np.append(at, beyond * nbytes), np.append(tails, heads)
+            over = np.append(over, nbytes - over[apart])
         out = copy_rows(address, nbytes, out)
-        into, everything = out.reshape(-1).data, everywhere()
-        pieces = (broken * nbytes, (count - over) * item_bytes, heads - LOWEST, tails - LOWEST)
-        for at, n, head, tail in zip(*(column.tolist() for column in pieces), strict=True):
-            into[at : at + n] = everything[head : head + n]
-            into[at + n : at + nbytes] = everything[tail : tail + nbytes - n]
+        overlay(out, at, tails, over)
         return out
 
 
@@ -148,7 +156,8 @@ class BoundIndexed(Items):
         return offsets, np.clip(after - offsets, item_bytes, RECORD_BYTES)
 
     def _checked(self, offsets: Index) -> Index:
-        if len(offsets) and (offsets.min() < 0 or offsets.max() + self.delta >= self.end):
+        # in one pass: a negative one is huge without its sign
+        if len(offsets) and int(np.maximum.reduce(offsets.view(np.uint64))) + self.delta >= self.end:
             raise IncompleteStore(f"{self.path}: the row index points out of the file")
         return offsets + (self.base + self.delta)
 

@@ -230,21 +230,37 @@ class FieldGather:
         """uint8 `[runs, count * row_bytes]`: items `first` to `first + count` of a serial field, for each run."""
         return (self._values if self.field.ragged else self._rows).copy(first, count, self.field.row_bytes, out)
 
+    @property
+    def in_records(self) -> bool:
+        """Whether a ragged field lies in records that are in a file as they are, so that rows have addresses."""
+        return isinstance(self._where, RaggedInline) and not isinstance(self._head, BoundRecords)
+
+    @property
+    def file(self) -> tuple[int, int]:
+        """Address and bytes of the file that has the records."""
+        if not isinstance(self._head, BoundIndexed):  # no rows
+            return 0, 0
+        return self._head.base, self._head.end + self._head_bytes - 1
+
+    def row_values(self, rows: Index, hold: Hold) -> tuple[Index, Index | int | None]:
+        """Address of each row's first value, of a field in records, and where the record's file, or memory, ends.
+
+        `hold`: as for `item_runs`. The end is None where there are no rows.
+        """
+        assert isinstance(self._where, RaggedInline)
+        if self._where.number:
+            return self._payloads(rows, self._where, hold)[1], self._heads(rows, hold)[1]
+        starts, end = self._heads(rows, hold)  # no payload before this one: the heads needn't be read again
+        return starts + self._where.head_bytes, end
+
     def record_runs(self, rows: Index, first: Index, counts: Index, hold: Hold) -> tuple[Index, Index]:
         """Addresses and byte counts of items `first` to `first + counts` in each of `rows`, of a field in records.
 
         The caller knows from `lengths` that they are there. `hold`: as for `item_runs`.
         """
-        assert isinstance(self._where, RaggedInline)
-        item = self.field.row_bytes
-        if self._where.number == 0:  # no payload before this one: the heads needn't be read again
-            starts, end = self._heads(rows, hold)
-            starts = starts + self._where.head_bytes
-        else:
-            starts = self._payloads(rows, self._where, hold)[1]
-            end = self._heads(rows, hold)[1]
-        starts = starts + first * item
-        nbytes = counts * item
+        starts, end = self.row_values(rows, hold)
+        starts = starts + first * self.field.row_bytes
+        nbytes = counts * self.field.row_bytes
         self._check_inline(end, starts + nbytes, nbytes, first)
         return starts, nbytes
 
@@ -252,9 +268,7 @@ class FieldGather:
         """Address of each row's record, and the address at which it, or what holds it, ends; None where none is."""
         if isinstance(self._head, BoundRecords):
             return self._head.bounds(rows, hold)
-        end = None
-        if isinstance(self._head, BoundIndexed):
-            end = self._head.base + self._head.end + self._head_bytes - 1
+        end = sum(self.file) if isinstance(self._head, BoundIndexed) else None
         return self._head.address(rows, hold), end
 
     def _payloads(self, rows: Index, where: RaggedInline, hold: Hold) -> tuple[Array, Index, Index]:

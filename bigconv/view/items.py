@@ -13,6 +13,7 @@ from bigconv.block import Array, Index, Ragged
 from bigconv.errors import IncompleteStore, SchemaError
 from bigconv.view.gather import FieldGather
 from bigconv.view.memory import copy_rows, copy_runs
+from bigconv.view.record_runs import RecordRuns
 from bigconv.view.table import StoreView
 from bigconv.view.unpack import Hold
 
@@ -33,6 +34,7 @@ class ItemStream:
         self._view, self.field, self._records = view, view.schema[name], records
         gathers = self._gathers()
         self._mapped = all(gather is not None for gather in gathers)
+        self._runs: RecordRuns | None = None
         if not self.field.ragged:
             self._bounds = view.starts
         elif records is None:
@@ -40,6 +42,8 @@ class ItemStream:
         else:
             self._bounds = records[view.starts]
             self._check(gathers)
+            if all(gather is not None and gather.in_records for gather in gathers):
+                self._runs = RecordRuns(view, self.field, records, gathers)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -57,7 +61,7 @@ class ItemStream:
             rows = None if rows is None else rows.repeat(count)
             return self.take(spread(first, count, step), 1, 1, rows, room).reshape(shape)
         if f.row_bytes == 0 or len(first) == 0:
-            return np.empty(shape, np.dtype(f.dtype).newbyteorder("<"))
+            return np.empty(shape, f.stored)
         size = count * f.row_bytes
         memory = None if room is None else room(f.name, len(first) * size)
         out = None if memory is None else memory.reshape(len(first), size)
@@ -74,9 +78,11 @@ class ItemStream:
                 flat = out
         elif len(gathers) == 1 and gathers[0] is not None and gathers[0].serial:
             flat = gathers[0].copy_items(first, count, out)
+        elif self._runs is not None:
+            flat = self._runs.copy(gathers, first, count, rows, out)
         else:
             flat = self._mixed(gathers, first, count, rows, out)
-        return flat.view(np.dtype(f.dtype).newbyteorder("<")).reshape(shape)
+        return flat.view(f.stored).reshape(shape)
 
     def _gathers(self) -> list[FieldGather | None]:
         return self._view.gathers(self.field.name)

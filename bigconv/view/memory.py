@@ -147,6 +147,16 @@ def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:
     return gathered.view(np.uint8)
 
 
+def overlay(out: Array, at: Index, starts: Index, nbytes: Index) -> None:
+    """Copy runs of bytes over those of a contiguous `out`: `nbytes` from each address to byte `at`, int64 `[runs]` all.
+
+    For what is left when rows were copied as if each lay in one piece.
+    """
+    into, source = out.reshape(-1).data, everywhere()
+    for a, b, n in zip(at.tolist(), (starts - LOWEST).tolist(), nbytes.tolist(), strict=True):
+        into[a : a + n] = source[b : b + n]
+
+
 class Maps:
     """Memory maps of files, made when first needed and kept as long as this object."""
 

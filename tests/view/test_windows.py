@@ -24,6 +24,7 @@ from bigconv.stores.memory import Memory
 from bigconv.stores.zarr import Zarr
 from bigconv.testing import cases
 from bigconv.testing.store_suite import opened, write
+from bigconv.view.record_runs import RecordRuns
 from bigconv.view.table import StoreView
 from bigconv.view.windows import Sliding, Windows, WindowView, changes
 
@@ -42,7 +43,11 @@ SCHEMA = Schema(
 )
 # chunks of a few items, shards of a few chunks: windows cross both
 STORES = {"memmap": Memmap(), "hdf5": Hdf5(), "lmdb": Lmdb(), "zarr": Zarr(chunk_bytes=24, shard_bytes=160)}
-WAYS = [*STORES, "decoded", "three stores"]
+SEVERAL = {
+    "three stores": {"zarr": (0, 20), "lmdb": (20, 23), "memmap": (23, ROWS)},
+    "three shards": {"lmdb": (0, 20), "2.lmdb": (20, 23), "3.lmdb": (23, ROWS)},
+}
+WAYS = [*STORES, "zarr of wide shards", "decoded", *SEVERAL]
 
 
 def example_block() -> Block:
@@ -70,15 +75,15 @@ BLOCK = example_block()
 def view(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreView]:
     folder = tmp_path_factory.mktemp("windows")
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "three stores":
+        if request.param in SEVERAL:
             paths = []
-            for number, (name, (a, b)) in enumerate({"zarr": (0, 20), "lmdb": (20, 23), "memmap": (23, ROWS)}.items()):
+            for number, (name, (a, b)) in enumerate(SEVERAL[request.param].items()):
                 paths.append(folder / f"{number}.{name}")
-                write(paths[-1], STORES[name], BLOCK.slice(a, b), 16)
+                write(paths[-1], STORES[name.split(".")[-1]], BLOCK.slice(a, b), 16)
             yield StoreView(paths)
             return
-        name = "memmap" if request.param == "decoded" else request.param
-        write(folder / "store", STORES[name], BLOCK, 16)
+        stores = STORES | {"decoded": Memmap(), "zarr of wide shards": Zarr(chunk_bytes=24, shard_bytes=400)}
+        write(folder / "store", stores[request.param], BLOCK, 16)
         if request.param == "decoded":  # as a compressed store: nothing to map
             patch.setattr(MemmapReader, "locate", lambda self: None)
         yield StoreView([folder / "store"])
@@ -229,6 +234,45 @@ def test_every_window_is_numpys(view: StoreView, kind: str, data: st.DataObject)
         assert block["length"].tolist() == [expected[n][1] for n in order]
 
 
+@pytest.mark.parametrize("cross", [False, True])
+def test_every_byte_of_large_batches_is_written(view: StoreView, cross: bool) -> None:
+    """Batches that threads may share, into memory that held something else: nothing of it is left."""
+    values, given = BLOCK["tokens"].values, []
+
+    def room(name: str, nbytes: int) -> np.ndarray:
+        given.append(np.full(nbytes, 0xAB, np.uint8))
+        return given[-1]
+
+    length = len(values) - 3 if cross else 37
+    windows = WindowView(view, ["tokens"], Sliding(length), cross_documents=cross)
+    numbers = np.arange(-(-300_000 // length)) * 7 % len(windows)
+    got = windows.take(numbers, room)["tokens"]
+    _, start = windows.locate(numbers)
+    assert np.array_equal(got, values[start[:, None] + np.arange(length)])
+    assert len(given) == 1
+    assert np.shares_memory(got, given[0])
+
+
+def test_windows_up_to_the_end_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of records, windows are copied as if each lay in one: those that would end behind the file are not."""
+    field, far = Field("t", "uint8", (None,)), []
+    # all on one page, which is filled from its end on: the first rows lie last
+    rows = [np.arange(n, dtype=np.uint8) for n in (900, 0, 3, 1200, 90, 1500, 1)]
+    write(tmp_path / "s", Lmdb(), Block(Schema((field,)), {"t": Ragged.of(rows, field)}), 4)
+    values, found = np.concatenate(rows), RecordRuns._far
+
+    def spied(*args: Any) -> np.ndarray:
+        far.append(found(*args))
+        return far[-1]
+
+    monkeypatch.setattr(RecordRuns, "_far", spied)
+    for length in (2, 100, 1600, 3000, len(values)):
+        windows = WindowView(StoreView([tmp_path / "s"]), ["t"], Sliding(length), cross_documents=True)
+        got = windows[:]["t"]
+        assert np.array_equal(got, np.lib.stride_tricks.sliding_window_view(values, length))
+    assert max(map(len, far))
+
+
 def test_fields_once_a_window(view: StoreView) -> None:
     """The document's label and text; over rows, those of the last row before the horizon."""
     documents = WindowView(view, ["tokens"], Sliding(3, 2), once=("label", "subject"))
@@ -367,6 +411,21 @@ def test_lengths_that_can_not_be(tmp_path: Path, length: int) -> None:
     file.write_bytes(raw.replace(record, changed + record[8:]))
     with pytest.raises(IncompleteStore, match="run inspect --verify"):
         WindowView(StoreView([tmp_path / "s"]), ["t"], Sliding(9))[:1000]
+
+
+def test_another_file_than_the_one_that_was_looked_at(tmp_path: Path) -> None:
+    """Where records lie is worked out once: a process that maps a shorter file later says so."""
+    field = Field("t", "uint8", (None,))
+    for name, rows in (("s", 2000), ("other", 1)):
+        block = Block(Schema((field,)), {"t": Ragged.of([np.arange(9, dtype=np.uint8)] * rows, field)})
+        write(tmp_path / name, Lmdb(), block, 1000)
+    windows = WindowView(StoreView([tmp_path / "s"]), ["t"], Sliding(2))
+    assert windows[0]["t"].tolist() == [0, 1]
+    other = StoreView([tmp_path / "other"]).gathers("t")
+    runs = windows._index.streams["t"]._runs
+    assert runs is not None
+    with pytest.raises(IncompleteStore, match="points out of the file; run inspect --verify"):
+        runs.copy(other, np.zeros(1, np.int64), 2, np.zeros(1, np.int64), None)
 
 
 def test_a_store_that_is_gone(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Which of many segments a number lies in: documents of items, or of windows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bigconv.block import Index
+
+_BUCKETS = 8  # buckets of numbers a segment: 7 of 8 then lie in one segment
+_MOST_BUCKETS = 1 << 21  # 16 MiB
+
+
+class Segments:
+    """Segments that follow on one another: number `s` has the numbers `bounds[s]` to `bounds[s + 1]`, if any.
+
+    `bounds`: int64 `[segments + 1]`, rising from 0.
+    """
+
+    def __init__(self, bounds: Index) -> None:
+        self._bounds, count = bounds, int(bounds[-1])
+        buckets = min(_BUCKETS * len(bounds), _MOST_BUCKETS)
+        self._shift = (count // buckets).bit_length()
+        edges = np.arange((count >> self._shift) + 2) << self._shift
+        segment = np.searchsorted(bounds, edges, side="right") - 1
+        self._segment = np.where(segment[:-1] == segment[1:], segment[:-1], -1)  # of each bucket; -1: several
+
+    def of(self, numbers: Index) -> Index:
+        """int64 `[n]`: the segment that holds each of these numbers, all of which are in one."""
+        # a search among a million documents takes as long as the copy; most buckets lie in one document
+        segment = self._segment.take(numbers >> self._shift)
+        several = (segment < 0).nonzero()[0]
+        segment[several] = self._bounds.searchsorted(numbers[several], "right") - 1
+        return segment
