@@ -58,7 +58,7 @@ class Threads(Protocol):
     """Who copies rows by other means than numpy, where those are quicker: the runtime."""
 
     def copy(
-        self, rows: int, nbytes: int, places: Callable[[], Index], out: Array | None, alone: Copy, twice: bool
+        self, source: Array | None, index: Index, nbytes: int, out: Array | None, alone: Copy, twice: bool
     ) -> Array: ...
 
 
@@ -76,13 +76,7 @@ def take_rows(array: Array, rows: Index, out: Array | None = None) -> Array:
     nbytes = array.shape[1]
     if _threads is None or len(rows) * nbytes < SHARED_BYTES:
         return array.take(rows, 0, out, "clip")
-
-    def places() -> Index:
-        at: Index = rows * nbytes
-        at += array.__array_interface__["data"][0] - LOWEST
-        return at
-
-    return _threads.copy(len(rows), nbytes, places, out, lambda room: array.take(rows, 0, room, "clip"), twice=False)
+    return _threads.copy(array, rows, nbytes, out, lambda room: array.take(rows, 0, room, "clip"), twice=False)
 
 
 def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
@@ -91,9 +85,7 @@ def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
     if _threads is None or len(places) * nbytes < SHARED_BYTES:
         return _copied(places, nbytes, out)
     twice = out is not None
-    return _threads.copy(
-        len(places), nbytes, lambda: places, out, lambda room: _copied(places, nbytes, room), twice=twice
-    )
+    return _threads.copy(None, places, nbytes, out, lambda room: _copied(places, nbytes, room), twice=twice)
 
 
 def _copied(places: Index, nbytes: int, out: Array | None) -> Array:
