@@ -123,18 +123,19 @@ class BoundChunked(Items):
         if not len(broken):
             return copy_rows(address, nbytes, out)
         # few runs are broken: all are copied as if whole, and what lies in the next chunk then comes over it
-        over = (over[broken] + (count - size)) * item_bytes
-        at, tails = (broken + 1) * nbytes - over, address[broken] + (nbytes + self.gap) - over
-        after = chunk[broken] + 1
-        apart = (after % self.at.shard_chunks == 0).nonzero()[0]
-        if len(apart):  # that chunk is in the next file, and this one may end: copied from before it, and then the head
-            beyond, next_chunk = broken[apart], after[apart]
-            heads, tails[apart] = address[beyond], self._address(next_chunk * size, next_chunk)
-            address[beyond] -= over[apart]
-            at, tails = np.append(at, beyond * nbytes), np.append(tails, heads)
-            over = np.append(over, nbytes - over[apart])
+        pieces = []
+        for run, start, inside, number in zip(
+            *(numbers.tolist() for numbers in (broken, address[broken], over[broken], chunk[broken])), strict=True
+        ):
+            end, n = (run + 1) * nbytes, (inside + count - size) * item_bytes
+            if (number + 1) % self.at.shard_chunks:
+                pieces.append((end - n, start + nbytes + self.gap - n, n))
+            else:  # that chunk is in the next file, and this one may end: copied from before it, and then the head
+                address[run] = start - n
+                tail = int(self.address(np.array([(number + 1) * size]), [])[0])
+                pieces += [(end - nbytes, start, nbytes - n), (end - n, tail, n)]
         out = copy_rows(address, nbytes, out)
-        overlay(out, at, tails, over)
+        overlay(out, pieces)
         return out
 
 

@@ -7,7 +7,7 @@ one array. Addresses are only ever made from locations and offsets that have bee
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -139,14 +139,14 @@ def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:
     return gathered.view(np.uint8)
 
 
-def overlay(out: Array, at: Index, starts: Index, nbytes: Index) -> None:
-    """Copy runs of bytes over those of a contiguous `out`: `nbytes` from each address to byte `at`, int64 `[runs]` all.
+def overlay(out: Array, pieces: Iterable[tuple[int, int, int]]) -> None:
+    """Copy runs of bytes over those of a contiguous `out`: to which byte, from which address, how many.
 
     For what is left when rows were copied as if each lay in one piece.
     """
     into, source = out.reshape(-1).data, everywhere()
-    for a, b, n in zip(at.tolist(), (starts - LOWEST).tolist(), nbytes.tolist(), strict=True):
-        into[a : a + n] = source[b : b + n]
+    for at, start, n in pieces:
+        into[at : at + n] = source[start - LOWEST : start - LOWEST + n]
 
 
 class Maps:

@@ -89,7 +89,7 @@ class RecordRuns:
             nothing = np.empty(nbytes, np.uint8)
             starts[far] = nothing.__array_interface__["data"][0]
         out = copy_rows(starts, nbytes, out)
-        overlay(out, at, source, size)
+        overlay(out, zip(at.tolist(), source.tolist(), size.tolist(), strict=True))
         return out
 
     @cached_property
