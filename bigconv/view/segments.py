@@ -6,8 +6,8 @@ import numpy as np
 
 from bigconv.block import Index
 
-_BUCKETS = 8  # buckets of numbers a segment: 7 of 8 then lie in one segment
-_MOST_BUCKETS = 1 << 21  # 16 MiB
+_BUCKETS = 16  # of numbers, for each segment: 7 of 8 or more then lie in one segment
+_MOST_BUCKETS = 1 << 22  # 16 MiB
 
 
 class Segments:
@@ -22,12 +22,14 @@ class Segments:
         self._shift = (count // buckets).bit_length()
         edges = np.arange((count >> self._shift) + 2) << self._shift
         segment = np.searchsorted(bounds, edges, side="right") - 1
-        self._segment = np.where(segment[:-1] == segment[1:], segment[:-1], -1)  # of each bucket; -1: several
+        # of each bucket; -1: several. Half as wide as numbers are, as it is looked up at random
+        narrow = np.int32 if len(bounds) < 1 << 31 else np.int64
+        self._segment = np.where(segment[:-1] == segment[1:], segment[:-1], -1).astype(narrow)
 
     def of(self, numbers: Index) -> Index:
         """int64 `[n]`: the segment that holds each of these numbers, all of which are in one."""
         # a search among a million documents takes as long as the copy; most buckets lie in one document
-        segment = self._segment.take(numbers >> self._shift)
+        segment = self._segment.take(numbers >> self._shift).astype(np.int64)
         several = (segment < 0).nonzero()[0]
         segment[several] = self._bounds.searchsorted(numbers[several], "right") - 1
         return segment
