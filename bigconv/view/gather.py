@@ -8,6 +8,8 @@ damaged one is an error and never a wild read.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from bigconv.block import Array, Column, Index, Ragged
@@ -242,6 +244,16 @@ class FieldGather:
             return 0, 0
         return self._head.base, self._head.end + self._head_bytes - 1
 
+    @property
+    def straight(self) -> tuple[int, int] | None:
+        """Address and bytes of a serial field whose items lie one after another in one file; None for any other."""
+        if not self.serial:
+            return None
+        items = self._values if self.field.ragged else self._rows
+        if not isinstance(items, BoundStrided) or (items.count and items.stride != self.field.row_bytes):
+            return None
+        return items.base, items.count * self.field.row_bytes
+
     def row_values(self, rows: Index, hold: Hold) -> tuple[Index, Index | int | None]:
         """Address of each row's first value, of a field in records, and where the record's file, or memory, ends.
 
@@ -316,6 +328,23 @@ class FieldGather:
             raise IncompleteStore(
                 f"{self._name}: field {self.field.name}: a length points out of the file; run inspect --verify"
             )
+
+
+class Gathers(list[FieldGather | None]):
+    """How each store's rows of one field are gathered; None where a store is read through its library."""
+
+    held_against: object = None  # who has found that the files have all that it will read
+
+    @cached_property
+    def files(self) -> Index:
+        """int64 `[stores, 2]`: address and bytes of the files that have the records of a field in records."""
+        return np.array([(0, 0) if gather is None else gather.file for gather in self], np.int64).reshape(-1, 2)
+
+    @cached_property
+    def straight(self) -> Index | None:
+        """int64 `[stores, 2]`: address and bytes of the items, where they lie one after another in each store."""
+        found = [None if gather is None else gather.straight for gather in self]
+        return None if None in found else np.array(found, np.int64).reshape(-1, 2)
 
 
 def _whole(items: Items, rows: Index, numbers: int = 1) -> Index:

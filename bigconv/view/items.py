@@ -11,9 +11,9 @@ import numpy as np
 
 from bigconv.block import Array, Index, Ragged
 from bigconv.errors import IncompleteStore, SchemaError
-from bigconv.view.gather import FieldGather
+from bigconv.view.gather import Gathers
 from bigconv.view.memory import copy_rows, copy_runs
-from bigconv.view.record_runs import RecordRuns
+from bigconv.view.runs import RecordRuns, Runs, StoreRuns
 from bigconv.view.table import StoreView
 from bigconv.view.unpack import Hold
 
@@ -34,7 +34,7 @@ class ItemStream:
         self._view, self.field, self._records = view, view.schema[name], records
         gathers = self._gathers()
         self._mapped = all(gather is not None for gather in gathers)
-        self._runs: RecordRuns | None = None
+        self._runs: Runs | None = None
         if not self.field.ragged:
             self._bounds = view.starts
         elif records is None:
@@ -44,6 +44,8 @@ class ItemStream:
             self._check(gathers)
             if all(gather is not None and gather.in_records for gather in gathers):
                 self._runs = RecordRuns(view, self.field, records, gathers)
+        if len(gathers) > 1 and gathers.straight is not None:
+            self._runs = StoreRuns(self.field, self._bounds)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -84,12 +86,10 @@ class ItemStream:
             flat = self._mixed(gathers, first, count, rows, out)
         return flat.view(f.stored).reshape(shape)
 
-    def _gathers(self) -> list[FieldGather | None]:
+    def _gathers(self) -> Gathers:
         return self._view.gathers(self.field.name)
 
-    def _mixed(
-        self, gathers: list[FieldGather | None], first: Index, count: int, rows: Index | None, out: Array | None
-    ) -> Array:
+    def _mixed(self, gathers: Gathers, first: Index, count: int, rows: Index | None, out: Array | None) -> Array:
         """Runs in several stores, or in records: those within one of them first, then the pieces of the others."""
         bounds = self._bounds if self._records is None else self._records
         broken = None
@@ -113,7 +113,7 @@ class ItemStream:
 
     def _within(
         self,
-        gathers: list[FieldGather | None],
+        gathers: Gathers,
         store: int,
         first: Index,
         count: int,
@@ -131,7 +131,7 @@ class ItemStream:
         starts, _ = gather.record_runs(rows - self._view.starts[store], inside, counts, hold)
         return copy_rows(starts, count * self.field.row_bytes, out)
 
-    def _pieces(self, gathers: list[FieldGather | None], first: Index, count: int, hold: Hold) -> tuple[Index, Index]:
+    def _pieces(self, gathers: Gathers, first: Index, count: int, hold: Hold) -> tuple[Index, Index]:
         """Addresses and byte counts of the pieces of runs, in order; `hold` has to be kept until they are copied."""
         run, store, start, held = split(first, np.full(len(first), count, np.int64), self._bounds)
         found: list[tuple[Index, Index, Index]] = []
@@ -162,7 +162,7 @@ class ItemStream:
         items: Array = column.values[np.repeat(at - np.cumsum(held) + held, held) + np.arange(int(held.sum()))]
         return items
 
-    def _check(self, gathers: list[FieldGather | None]) -> None:
+    def _check(self, gathers: Gathers) -> None:
         """Runs are found by counting from the first value: offsets that leave some out would shift them."""
         for gather, path, items in zip(gathers, self._view.paths, np.diff(self._bounds), strict=True):
             if gather is not None and gather.serial and gather.items != items:

@@ -24,7 +24,8 @@ from bigconv.stores.memory import Memory
 from bigconv.stores.zarr import Zarr
 from bigconv.testing import cases
 from bigconv.testing.store_suite import opened, write
-from bigconv.view.record_runs import RecordRuns
+from bigconv.view import open_parts, runs
+from bigconv.view.memory import overlay
 from bigconv.view.table import StoreView
 from bigconv.view.windows import Sliding, Windows, WindowView, changes
 
@@ -45,7 +46,9 @@ SCHEMA = Schema(
 STORES = {"memmap": Memmap(), "hdf5": Hdf5(), "lmdb": Lmdb(), "zarr": Zarr(chunk_bytes=24, shard_bytes=160)}
 SEVERAL = {
     "three stores": {"zarr": (0, 20), "lmdb": (20, 23), "memmap": (23, ROWS)},
-    "three shards": {"lmdb": (0, 20), "2.lmdb": (20, 23), "3.lmdb": (23, ROWS)},
+    "lmdb shards": {"1.lmdb": (0, 20), "2.lmdb": (20, 23), "3.lmdb": (23, ROWS)},
+    "memmap shards": {"1.memmap": (0, 20), "2.memmap": (20, 23), "3.memmap": (23, 23), "4.memmap": (23, ROWS)},
+    "zarr shards": {"1.zarr": (0, 23), "2.zarr": (23, ROWS)},
 }
 WAYS = [*STORES, "zarr of wide shards", "decoded", *SEVERAL]
 
@@ -253,24 +256,47 @@ def test_every_byte_of_large_batches_is_written(view: StoreView, cross: bool) ->
     assert np.shares_memory(got, given[0])
 
 
-def test_windows_up_to_the_end_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of records, windows are copied as if each lay in one: those that would end behind the file are not."""
-    field, far = Field("t", "uint8", (None,)), []
-    # all on one page, which is filled from its end on: the first rows lie last
+@pytest.mark.parametrize("stores", ["one lmdb", "memmaps"])
+def test_windows_up_to_the_end_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stores: str) -> None:
+    """Windows are copied as if each lay in one piece: those that would then end behind their file are not."""
+    field = Field("t", "uint8", (None,))
+    # as records all on one page, which is filled from its end on: the first rows lie last
     rows = [np.arange(n, dtype=np.uint8) for n in (900, 0, 3, 1200, 90, 1500, 1)]
-    write(tmp_path / "s", Lmdb(), Block(Schema((field,)), {"t": Ragged.of(rows, field)}), 4)
-    values, found = np.concatenate(rows), RecordRuns._far
+    parts = [rows] if stores == "one lmdb" else [rows[:1], rows[1:5], rows[5:6], rows[6:]]
+    for number, part in enumerate(parts):
+        block = Block(Schema((field,)), {"t": Ragged.of(part, field)})
+        write(tmp_path / str(number), Lmdb() if stores == "one lmdb" else Memmap(), block, 4)
+    values, heads = np.concatenate(rows), []
 
-    def spied(*args: Any) -> np.ndarray:
-        far.append(found(*args))
-        return far[-1]
+    def spied(out: np.ndarray, pieces: Any) -> None:
+        pieces = list(pieces)
+        heads.extend(at for at, _, n in pieces if n and at % out.shape[1] == 0)
+        overlay(out, pieces)
 
-    monkeypatch.setattr(RecordRuns, "_far", spied)
+    monkeypatch.setattr(runs, "overlay", spied)
+    view = StoreView([tmp_path / str(number) for number in range(len(parts))])
     for length in (2, 100, 1600, 3000, len(values)):
-        windows = WindowView(StoreView([tmp_path / "s"]), ["t"], Sliding(length), cross_documents=True)
-        got = windows[:]["t"]
+        got = WindowView(view, ["t"], Sliding(length), cross_documents=True)[:]["t"]
         assert np.array_equal(got, np.lib.stride_tricks.sliding_window_view(values, length))
-    assert max(map(len, far))
+    assert heads
+
+
+def test_shards_are_opened_once_and_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How shards are gathered is kept while all are open, and never keeps one open that was closed."""
+    block = Block(Schema((Field("x", "int64"),)), {"x": np.arange(40)})
+    for number in range(4):
+        write(tmp_path / str(number), Memmap(), block.slice(10 * number, 10 * number + 10), 4)
+    view = StoreView([tmp_path / str(number) for number in range(4)])
+    windows = WindowView(view, ["x"], Sliding(15))
+    expected = np.lib.stride_tricks.sliding_window_view(np.arange(40), 15)
+    assert np.array_equal(windows[:]["x"], expected)
+    assert windows._view.gathers("x") is windows._view.gathers("x")
+    windows.close()
+    monkeypatch.setattr(open_parts, "_files_allowed", lambda: 5)  # a store has two
+    assert np.array_equal(windows[:]["x"], expected)
+    parts = windows._view._open()
+    assert len(parts._held) == 2
+    assert not parts.gathers
 
 
 def test_fields_once_a_window(view: StoreView) -> None:
@@ -422,10 +448,10 @@ def test_another_file_than_the_one_that_was_looked_at(tmp_path: Path) -> None:
     windows = WindowView(StoreView([tmp_path / "s"]), ["t"], Sliding(2))
     assert windows[0]["t"].tolist() == [0, 1]
     other = StoreView([tmp_path / "other"]).gathers("t")
-    runs = windows._index.streams["t"]._runs
-    assert runs is not None
+    found = windows._index.streams["t"]._runs
+    assert found is not None
     with pytest.raises(IncompleteStore, match="points out of the file; run inspect --verify"):
-        runs.copy(other, np.zeros(1, np.int64), 2, np.zeros(1, np.int64), None)
+        found.copy(other, np.zeros(1, np.int64), 2, np.zeros(1, np.int64), None)
 
 
 def test_a_store_that_is_gone(tmp_path: Path) -> None:
