@@ -7,7 +7,8 @@ Compressed items are decoded first (`bigconv.view.unpack`), and lie at addresses
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -105,6 +106,21 @@ class BoundChunked(Items):
     @staticmethod
     def adjustments(bases: Index, at: Chunked) -> Index:
         return bases - np.arange(len(bases), dtype=np.int64) * (at.shard_chunks * at.chunk_stride)
+
+    @staticmethod
+    def joined(stores: Sequence[BoundChunked]) -> tuple[BoundChunked, Index] | None:
+        """The files of several stores as if one after another, and int64 `[stores]`: number of each one's first item.
+
+        None where their chunks differ. The numbers between a store's last item and the next one's first have none.
+        """
+        first = stores[0].at
+        if any(replace(s.at, paths=first.paths, items=first.items) != first for s in stores):
+            return None
+        shards = np.cumsum([0, *(len(s.adjust) for s in stores)])
+        before = np.repeat(shards[:-1], np.diff(shards)) * (first.shard_chunks * first.chunk_stride)
+        numbers = shards[:-1] * (first.shard_chunks * first.chunk_items)
+        count = int(shards[-1]) * first.shard_chunks * first.chunk_items
+        return BoundChunked(count, first, np.concatenate([s.adjust for s in stores]) - before), numbers
 
     def runs(self, first: Index, counts: Index, item_bytes: int, hold: Hold) -> tuple[Index, Index]:
         start, held = cut(first, counts, self.at.chunk_items)

@@ -254,6 +254,12 @@ class FieldGather:
             return None
         return items.base, items.count * self.field.row_bytes
 
+    @property
+    def chunked(self) -> BoundChunked | None:
+        """The items of a serial field, where they lie in chunks as they are; None for any other."""
+        items = None if not self.serial else self._values if self.field.ragged else self._rows
+        return items if isinstance(items, BoundChunked) else None
+
     def row_values(self, rows: Index, hold: Hold) -> tuple[Index, Index | int | None]:
         """Address of each row's first value, of a field in records, and where the record's file, or memory, ends.
 
@@ -336,6 +342,11 @@ class Gathers(list[FieldGather | None]):
     held_against: object = None  # who has found that the files have all that it will read
 
     @cached_property
+    def in_records(self) -> bool:
+        """Whether all stores have the field in records that are in files as they are."""
+        return all(gather is not None and gather.in_records for gather in self)
+
+    @cached_property
     def files(self) -> Index:
         """int64 `[stores, 2]`: address and bytes of the files that have the records of a field in records."""
         return np.array([(0, 0) if gather is None else gather.file for gather in self], np.int64).reshape(-1, 2)
@@ -345,6 +356,12 @@ class Gathers(list[FieldGather | None]):
         """int64 `[stores, 2]`: address and bytes of the items, where they lie one after another in each store."""
         found = [None if gather is None else gather.straight for gather in self]
         return None if None in found else np.array(found, np.int64).reshape(-1, 2)
+
+    @cached_property
+    def chunked(self) -> tuple[BoundChunked, Index] | None:
+        """The chunks of all stores, where all have them alike, and the number of each store's first item in them."""
+        found = [bound for gather in self if gather is not None and (bound := gather.chunked) is not None]
+        return BoundChunked.joined(found) if found and len(found) == len(self) else None
 
 
 def _whole(items: Items, rows: Index, numbers: int = 1) -> Index:

@@ -13,7 +13,8 @@ from bigconv.block import Array, Index, Ragged
 from bigconv.errors import IncompleteStore, SchemaError
 from bigconv.view.gather import Gathers
 from bigconv.view.memory import copy_rows, copy_runs
-from bigconv.view.runs import RecordRuns, Runs, StoreRuns
+from bigconv.view.runs import ChunkRuns, RecordRuns, Runs, StoreRuns
+from bigconv.view.segments import split
 from bigconv.view.table import StoreView
 from bigconv.view.unpack import Hold
 
@@ -34,7 +35,7 @@ class ItemStream:
         self._view, self.field, self._records = view, view.schema[name], records
         gathers = self._gathers()
         self._mapped = all(gather is not None for gather in gathers)
-        self._runs: Runs | None = None
+        self._runs: Runs | ChunkRuns | None = None
         if not self.field.ragged:
             self._bounds = view.starts
         elif records is None:
@@ -42,10 +43,12 @@ class ItemStream:
         else:
             self._bounds = records[view.starts]
             self._check(gathers)
-            if all(gather is not None and gather.in_records for gather in gathers):
+            if gathers.in_records:
                 self._runs = RecordRuns(view, self.field, records, gathers)
         if len(gathers) > 1 and gathers.straight is not None:
             self._runs = StoreRuns(self.field, self._bounds)
+        elif len(gathers) > 1 and gathers.chunked is not None:
+            self._runs = ChunkRuns(self.field, self._bounds)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -80,7 +83,7 @@ class ItemStream:
                 flat = out
         elif len(gathers) == 1 and gathers[0] is not None and gathers[0].serial:
             flat = gathers[0].copy_items(first, count, out)
-        elif self._runs is not None:
+        elif self._runs is not None and self._runs.fits(gathers):
             flat = self._runs.copy(gathers, first, count, rows, out)
         else:
             flat = self._mixed(gathers, first, count, rows, out)
@@ -200,25 +203,6 @@ def first_items(view: StoreView, names: tuple[str, ...]) -> Index:
                 )
         bounds[a + 1 : a + 1 + len(rows)] = lengths
     return np.cumsum(bounds, out=bounds)
-
-
-def split(first: Index, counts: Index, bounds: Index) -> tuple[Index, Index, Index, Index]:
-    """Cut runs `first` to `first + counts` (none empty) at rising bounds.
-
-    int64 `[pieces]` each, in order: number of the run, of the segment (`bounds[s]` to `bounds[s + 1]`) it lies in,
-    its first item and how many items it has.
-    """
-    low = np.searchsorted(bounds, first, side="right") - 1
-    high = np.searchsorted(bounds, first + (counts - 1), side="right") - 1
-    if (low == high).all():
-        return np.arange(len(first)), low, first, counts
-    pieces = high - low + 1
-    run = np.repeat(np.arange(len(first)), pieces)
-    segment = np.repeat(low - np.cumsum(pieces) + pieces, pieces) + np.arange(len(run))
-    start = np.maximum(first[run], bounds[segment])
-    held = np.minimum((first + counts)[run], bounds[segment + 1]) - start
-    some = held > 0  # segments without items lie between others
-    return run[some], segment[some], start[some], held[some]
 
 
 def spread(first: Index, count: int, step: int) -> Index:

@@ -15,8 +15,8 @@ from bigconv.block import Array, Index
 from bigconv.errors import IncompleteStore
 from bigconv.schema import Field
 from bigconv.view.gather import Gathers
-from bigconv.view.memory import copy_rows, overlay
-from bigconv.view.segments import Segments
+from bigconv.view.memory import copy_rows, copy_runs, overlay
+from bigconv.view.segments import Segments, split
 from bigconv.view.table import StoreView
 
 _ROWS = 1 << 18  # rows that are found at once: 2 MiB of places
@@ -73,6 +73,10 @@ class Runs(ABC):
         return Segments(self._bounds)
 
     @abstractmethod
+    def fits(self, gathers: Gathers) -> bool:
+        """Whether items lie as these runs need it: a part that was fetched may have to be read in place later."""
+
+    @abstractmethod
     def _segment(self, first: Index, rows: Index | None) -> Index:
         """int64 `[runs]`: the segment in which each run begins."""
 
@@ -88,6 +92,9 @@ class Runs(ABC):
 class StoreRuns(Runs):
     """Of a field whose items lie one after another in each of several stores: a store is a segment."""
 
+    def fits(self, gathers: Gathers) -> bool:
+        return gathers.straight is not None
+
     def _segment(self, first: Index, rows: Index | None) -> Index:
         return self._segments.of(first)
 
@@ -100,7 +107,36 @@ class StoreRuns(Runs):
 
     def _ends(self, gathers: Gathers, segment: Index) -> Index:
         assert gathers.straight is not None
-        return gathers.straight.sum(1).take(segment)
+        ends: Index = gathers.straight.sum(1)
+        return ends.take(segment)
+
+
+class ChunkRuns:
+    """Of a field whose items lie in chunks, all alike, in each of several stores. `bounds`: as for `StoreRuns`."""
+
+    def __init__(self, field: Field, bounds: Index) -> None:
+        self._field, self._bounds, self._segments = field, bounds, Segments(bounds)
+
+    def fits(self, gathers: Gathers) -> bool:
+        """As of `Runs`."""
+        return gathers.chunked is not None
+
+    def copy(self, gathers: Gathers, first: Index, count: int, rows: Index | None, out: Array | None) -> Array:
+        """As of `Runs`."""
+        assert gathers.chunked is not None
+        (chunks, numbers), item = gathers.chunked, self._field.row_bytes
+        shift, store = numbers - self._bounds[:-1], self._segments.of(first)
+        whole = first + count <= self._bounds.take(store + 1) if rows is None else None
+        first_number = first + shift.take(store)
+        if whole is None or whole.all():
+            return chunks.copy(first_number, count, item, out)
+        out = np.empty((len(first), count * item), np.uint8) if out is None else out
+        out[whole] = chunks.copy(first_number[whole], count, item)
+        cut = first[~whole]  # few: where one store ends and the next begins
+        _, store, start, held = split(cut, np.full(len(cut), count, np.int64), self._bounds)
+        starts, nbytes = chunks.runs(start + shift.take(store), held, item, [])
+        out[~whole] = copy_runs(starts, nbytes, item).reshape(len(cut), -1)
+        return out
 
 
 class RecordRuns(Runs):
@@ -127,6 +163,9 @@ class RecordRuns(Runs):
                 if end > nbytes:
                     raise self._damaged(store)
                 self._needed[store] = max(self._needed[store], end)
+
+    def fits(self, gathers: Gathers) -> bool:
+        return gathers.in_records
 
     def _segment(self, first: Index, rows: Index | None) -> Index:
         return self._segments.of(first) if rows is None else rows

@@ -33,3 +33,22 @@ class Segments:
         several = (segment < 0).nonzero()[0]
         segment[several] = self._bounds.searchsorted(numbers[several], "right") - 1
         return segment
+
+
+def split(first: Index, counts: Index, bounds: Index) -> tuple[Index, Index, Index, Index]:
+    """Cut runs `first` to `first + counts` (none empty) at rising bounds.
+
+    int64 `[pieces]` each, in order: number of the run, of the segment (`bounds[s]` to `bounds[s + 1]`) it lies in,
+    its first item and how many items it has.
+    """
+    low = np.searchsorted(bounds, first, side="right") - 1
+    high = np.searchsorted(bounds, first + (counts - 1), side="right") - 1
+    if (low == high).all():
+        return np.arange(len(first)), low, first, counts
+    pieces = high - low + 1
+    run = np.repeat(np.arange(len(first)), pieces)
+    segment = np.repeat(low - np.cumsum(pieces) + pieces, pieces) + np.arange(len(run))
+    start = np.maximum(first[run], bounds[segment])
+    held = np.minimum((first + counts)[run], bounds[segment + 1]) - start
+    some = held > 0  # segments without items lie between others
+    return run[some], segment[some], start[some], held[some]

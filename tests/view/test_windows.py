@@ -43,14 +43,21 @@ SCHEMA = Schema(
     )
 )
 # chunks of a few items, shards of a few chunks: windows cross both
-STORES = {"memmap": Memmap(), "hdf5": Hdf5(), "lmdb": Lmdb(), "zarr": Zarr(chunk_bytes=24, shard_bytes=160)}
+STORES = {
+    "memmap": Memmap(),
+    "hdf5": Hdf5(),
+    "lmdb": Lmdb(),
+    "zarr": Zarr(chunk_bytes=24, shard_bytes=160),
+    "wide zarr": Zarr(chunk_bytes=24, shard_bytes=400),
+}
 SEVERAL = {
     "three stores": {"zarr": (0, 20), "lmdb": (20, 23), "memmap": (23, ROWS)},
     "lmdb shards": {"1.lmdb": (0, 20), "2.lmdb": (20, 23), "3.lmdb": (23, ROWS)},
     "memmap shards": {"1.memmap": (0, 20), "2.memmap": (20, 23), "3.memmap": (23, 23), "4.memmap": (23, ROWS)},
     "zarr shards": {"1.zarr": (0, 23), "2.zarr": (23, ROWS)},
+    "unlike zarr shards": {"1.zarr": (0, 23), "2.wide zarr": (23, ROWS)},
 }
-WAYS = [*STORES, "zarr of wide shards", "decoded", *SEVERAL]
+WAYS = [*STORES, "decoded", *SEVERAL]
 
 
 def example_block() -> Block:
@@ -85,8 +92,8 @@ def view(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 write(paths[-1], STORES[name.split(".")[-1]], BLOCK.slice(a, b), 16)
             yield StoreView(paths)
             return
-        stores = STORES | {"decoded": Memmap(), "zarr of wide shards": Zarr(chunk_bytes=24, shard_bytes=400)}
-        write(folder / "store", stores[request.param], BLOCK, 16)
+        name = "memmap" if request.param == "decoded" else request.param
+        write(folder / "store", STORES[name], BLOCK, 16)
         if request.param == "decoded":  # as a compressed store: nothing to map
             patch.setattr(MemmapReader, "locate", lambda self: None)
         yield StoreView([folder / "store"])
@@ -279,6 +286,27 @@ def test_windows_up_to_the_end_of_a_file(tmp_path: Path, monkeypatch: pytest.Mon
         got = WindowView(view, ["t"], Sliding(length), cross_documents=True)[:]["t"]
         assert np.array_equal(got, np.lib.stride_tricks.sliding_window_view(values, length))
     assert heads
+
+
+@pytest.mark.parametrize(("store", "other"), [(Lmdb(), Lmdb(compress="lz4")), (Zarr(), Zarr(compress="lz4"))])
+@pytest.mark.parametrize("cross", [False, True])
+def test_shards_that_lie_otherwise_when_they_are_opened_again(
+    tmp_path: Path, store: Any, other: Any, cross: bool
+) -> None:
+    """As parts of a remote store do when their local copies had to go."""
+
+    def written(stores: Any) -> None:
+        for number, (a, b) in enumerate([(0, 20), (20, ROWS)]):
+            shutil.rmtree(tmp_path / str(number), ignore_errors=True)
+            write(tmp_path / str(number), stores[number], BLOCK.slice(a, b), 16)
+
+    written([store, store])
+    windows = WindowView(StoreView([tmp_path / "0", tmp_path / "1"]), ["tokens"], Sliding(9), cross_documents=cross)
+    expected = windows[:]["tokens"]
+    for stores in ([other, store], [other, other], [store, store]):
+        windows.close()
+        written(stores)
+        assert np.array_equal(windows[:]["tokens"], expected)
 
 
 def test_shards_are_opened_once_and_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
