@@ -43,20 +43,15 @@ class Runs(ABC):
         broken = (over > 0).nonzero()[0]
         if not len(broken):
             return copy_rows(starts, nbytes, out)
-        over, after = over[broken], segment[broken] + 1
+        run, begin, held, after = broken, first[broken], over[broken], segment[broken] + 1
         value = bounds.take(after)
-        held = np.minimum(bounds.take(after + 1) - value, over)
-        at = (broken + 1) * nbytes - over * item
-        rest = (held < over).nonzero()[0]
-        if len(rest):  # in more than two segments: all pieces of these but their first two
-            begin, second = first[broken[rest]], after[rest]
-            pieces = self._segments.of(begin + (count - 1)) - second
-            begin = begin.repeat(pieces)
-            others = np.arange(len(begin)) + (second + 1 + pieces - pieces.cumsum()).repeat(pieces)
-            values = bounds.take(others)
-            at = np.append(at, broken[rest].repeat(pieces) * nbytes + (values - begin) * item)
-            held = np.append(held, np.minimum(bounds.take(others + 1), begin + count) - values)
-            after, value = np.append(after, others), np.append(value, values)
+        if (held > bounds.take(after + 1) - value).any():  # some lie in more than two segments
+            pieces = self._segments.of(begin + (count - 1)) + 1 - after
+            run, begin = broken.repeat(pieces), begin.repeat(pieces)
+            after = np.arange(len(run)) + (after + pieces - pieces.cumsum()).repeat(pieces)
+            value = bounds.take(after)
+            held = np.minimum(bounds.take(after + 1), begin + count) - value
+        at = run * nbytes + (value - begin) * item
         source, size = self._addresses(gathers, after, value), held * item
         far = (starts > self._ends(gathers, segment) - nbytes).nonzero()[0]
         if len(far):  # where the file ends before them: nothing is copied from there, and their heads come over that
