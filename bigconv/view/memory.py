@@ -24,6 +24,7 @@ SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
 LOOP_BYTES = 32768  # rows this large: one copy a row costs nothing against its bytes, and their count can't overflow
 SHARED_BYTES = 256 << 10  # 256 KiB: less is copied before a second thread, even one that is awake, has begun
 LOCKED_ITEMS = 500  # numpy copies up to so many without letting go of Python's lock, however large they are
+LOOP_ITEMS = 24  # runs of fewer items on average: putting items in their places beats a loop over the runs
 JOIN_BYTES = 128  # ragged rows shorter than this on average: indexing items beats joining slices
 
 
@@ -130,13 +131,18 @@ def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:
         begin = (starts - LOWEST).tolist()
         end = (starts - LOWEST + nbytes).tolist()
         return np.frombuffer(bytearray().join(map(everywhere().__getitem__, map(slice, begin, end))), np.uint8)
+    gathered: Array = _space(item_bytes)[_each(starts - LOWEST, nbytes, item_bytes)]
+    return gathered.view(np.uint8)
+
+
+def _each(starts: Index, nbytes: Index, item_bytes: int) -> Index:
+    """int64 `[items]`: where each item of runs begins."""
     counts = nbytes // item_bytes
     first = np.cumsum(counts) - counts
-    index = np.arange(int(counts.sum()), dtype=np.int64)
+    index: Index = np.arange(int(counts.sum()), dtype=np.int64)
     index *= item_bytes
-    index += np.repeat(starts - LOWEST - first * item_bytes, counts)
-    gathered: Array = _space(item_bytes)[index]
-    return gathered.view(np.uint8)
+    index += np.repeat(starts - first * item_bytes, counts)
+    return index
 
 
 def overlay(out: Array, pieces: Iterable[tuple[int, int, int]]) -> None:
@@ -147,6 +153,16 @@ def overlay(out: Array, pieces: Iterable[tuple[int, int, int]]) -> None:
     into, source = out.reshape(-1).data, everywhere()
     for at, start, n in pieces:
         into[at : at + n] = source[start - LOWEST : start - LOWEST + n]
+
+
+def overlay_runs(out: Array, at: Index, starts: Index, nbytes: Index, item_bytes: int) -> None:
+    """`overlay` of many runs, int64 `[runs]` all three: item by item where runs are short."""
+    if int(nbytes.sum()) >= LOOP_ITEMS * item_bytes * len(nbytes):
+        overlay(out, zip(at.tolist(), starts.tolist(), nbytes.tolist(), strict=True))
+        return
+    items = copy_runs(starts, nbytes, item_bytes)
+    anywhere: Array = np.ndarray(out.size - item_bytes + 1, f"V{item_bytes}", out, strides=(1,))
+    anywhere[_each(at, nbytes, item_bytes)] = items.view(f"V{item_bytes}")
 
 
 class Maps:

@@ -15,7 +15,7 @@ from bigconv.block import Array, Index
 from bigconv.errors import IncompleteStore
 from bigconv.schema import Field
 from bigconv.view.gather import Gathers
-from bigconv.view.memory import copy_rows, copy_runs, overlay
+from bigconv.view.memory import copy_rows, copy_runs, overlay_runs
 from bigconv.view.segments import Segments, split
 from bigconv.view.table import StoreView
 
@@ -60,7 +60,7 @@ class Runs(ABC):
             nothing = np.empty(nbytes, np.uint8)
             starts[far] = nothing.__array_interface__["data"][0]
         out = copy_rows(starts, nbytes, out)
-        overlay(out, zip(at.tolist(), source.tolist(), size.tolist(), strict=True))
+        overlay_runs(out, at, source, size, item)
         return out
 
     @cached_property

@@ -25,7 +25,7 @@ from bigconv.stores.zarr import Zarr
 from bigconv.testing import cases
 from bigconv.testing.store_suite import opened, write
 from bigconv.view import open_parts, runs
-from bigconv.view.memory import overlay
+from bigconv.view.memory import overlay_runs
 from bigconv.view.table import StoreView
 from bigconv.view.windows import Sliding, Windows, WindowView, changes
 
@@ -275,12 +275,11 @@ def test_windows_up_to_the_end_of_a_file(tmp_path: Path, monkeypatch: pytest.Mon
         write(tmp_path / str(number), Lmdb() if stores == "one lmdb" else Memmap(), block, 4)
     values, heads = np.concatenate(rows), []
 
-    def spied(out: np.ndarray, pieces: Any) -> None:
-        pieces = list(pieces)
-        heads.extend(at for at, _, n in pieces if n and at % out.shape[1] == 0)
-        overlay(out, pieces)
+    def spied(out: np.ndarray, at: np.ndarray, starts: np.ndarray, nbytes: np.ndarray, item: int) -> None:
+        heads.extend(((at % out.shape[1] == 0) & (nbytes > 0)).nonzero()[0])
+        overlay_runs(out, at, starts, nbytes, item)
 
-    monkeypatch.setattr(runs, "overlay", spied)
+    monkeypatch.setattr(runs, "overlay_runs", spied)
     view = StoreView([tmp_path / str(number) for number in range(len(parts))])
     for length in (2, 100, 1600, 3000, len(values)):
         got = WindowView(view, ["t"], Sliding(length), cross_documents=True)[:]["t"]
