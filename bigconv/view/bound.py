@@ -20,6 +20,7 @@ from bigconv.stores.base import Chunked, Chunks
 from bigconv.view.memory import LOWEST, copy_rows, copy_runs, overlay
 from bigconv.view.unpack import Cache, Frames, Hold
 
+KEPT_CHUNKS = 1 << 16  # 512 KiB of addresses, which take three passes fewer to look up than to work out
 RECORD_BYTES = 64 << 20  # 64 MiB: past this, where a record ends is not believed
 
 
@@ -84,6 +85,14 @@ class BoundChunked(Items):
     adjust: Index  # int64 [shards]: address of the shard less what the sum below counts for the shards before it
 
     @cached_property
+    def _starts(self) -> Index | None:
+        """int64 `[chunks]`: address of each; None where they are too many to be kept."""
+        chunks = -(-self.count // self.at.chunk_items)
+        if chunks > KEPT_CHUNKS:
+            return None
+        return self.address(np.arange(chunks) * self.at.chunk_items, [])
+
+    @cached_property
     def gap(self) -> int:
         """Bytes between one chunk's items and those of the next."""
         return self.at.chunk_stride - self.at.chunk_items * self.at.item_bytes
@@ -133,19 +142,22 @@ class BoundChunked(Items):
             joined = copy_runs(starts, lengths, item_bytes).reshape(len(first), nbytes)
             return joined if out is None else _over(out, joined)
         chunk = first // size
-        address = self._address(first, chunk)
         over = first - chunk * size
+        if self._starts is None:
+            address = self._address(first, chunk)
+        else:
+            address = over * item_bytes
+            address += self._starts.take(chunk)
         broken = (over > size - count).nonzero()[0]
         if not len(broken):
             return copy_rows(address, nbytes, out)
         # few runs are broken: all are copied as if whole, and what lies in the next chunk then comes over it
-        pieces = []
-        for run, start, inside, number in zip(
-            *(numbers.tolist() for numbers in (broken, address[broken], over[broken], chunk[broken])), strict=True
-        ):
+        pieces, shard_chunks, beyond = [], self.at.shard_chunks, nbytes + self.gap
+        columns = (numbers.tolist() for numbers in (broken, address[broken], over[broken], chunk[broken]))
+        for run, start, inside, number in zip(*columns, strict=True):
             end, n = (run + 1) * nbytes, (inside + count - size) * item_bytes
-            if (number + 1) % self.at.shard_chunks:
-                pieces.append((end - n, start + nbytes + self.gap - n, n))
+            if (number + 1) % shard_chunks:
+                pieces.append((end - n, start + beyond - n, n))
             else:  # that chunk is in the next file, and this one may end: copied from before it, and then the head
                 address[run] = start - n
                 tail = int(self.address(np.array([(number + 1) * size]), [])[0])

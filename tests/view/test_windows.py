@@ -24,7 +24,7 @@ from bigconv.stores.memory import Memory
 from bigconv.stores.zarr import Zarr
 from bigconv.testing import cases
 from bigconv.testing.store_suite import opened, write
-from bigconv.view import open_parts, runs
+from bigconv.view import bound, open_parts, runs
 from bigconv.view.memory import overlay_runs
 from bigconv.view.table import StoreView
 from bigconv.view.windows import Sliding, Windows, WindowView, changes
@@ -57,7 +57,7 @@ SEVERAL = {
     "zarr shards": {"1.zarr": (0, 23), "2.zarr": (23, ROWS)},
     "unlike zarr shards": {"1.zarr": (0, 23), "2.wide zarr": (23, ROWS)},
 }
-WAYS = [*STORES, "decoded", *SEVERAL]
+WAYS = [*STORES, "zarr of many chunks", "decoded", *SEVERAL]
 
 
 def example_block() -> Block:
@@ -92,8 +92,10 @@ def view(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 write(paths[-1], STORES[name.split(".")[-1]], BLOCK.slice(a, b), 16)
             yield StoreView(paths)
             return
-        name = "memmap" if request.param == "decoded" else request.param
+        name = {"decoded": "memmap", "zarr of many chunks": "wide zarr"}.get(request.param, request.param)
         write(folder / "store", STORES[name], BLOCK, 16)
+        if request.param == "zarr of many chunks":  # too many for their addresses to be kept
+            patch.setattr(bound, "KEPT_CHUNKS", 0)
         if request.param == "decoded":  # as a compressed store: nothing to map
             patch.setattr(MemmapReader, "locate", lambda self: None)
         yield StoreView([folder / "store"])
