@@ -152,16 +152,18 @@ class BoundChunked(Items):
         if not len(broken):
             return copy_rows(address, nbytes, out)
         # few runs are broken: all are copied as if whole, and what lies in the next chunk then comes over it
-        pieces, shard_chunks, beyond = [], self.at.shard_chunks, nbytes + self.gap
-        columns = (numbers.tolist() for numbers in (broken, address[broken], over[broken], chunk[broken]))
-        for run, start, inside, number in zip(*columns, strict=True):
+        pieces, shard_chunks = [], self.at.shard_chunks
+        columns = (numbers.tolist() for numbers in (broken, address[broken] - LOWEST, over[broken], chunk[broken]))
+        for run, place, inside, number in zip(*columns, strict=True):
             end, n = (run + 1) * nbytes, (inside + count - size) * item_bytes
             if (number + 1) % shard_chunks:
-                pieces.append((end - n, start + beyond - n, n))
+                stop = place + nbytes + self.gap
+                pieces.append((end - n, end, stop - n, stop))
             else:  # that chunk is in the next file, and this one may end: copied from before it, and then the head
-                address[run] = start - n
-                tail = int(self.address(np.array([(number + 1) * size]), [])[0])
-                pieces += [(end - nbytes, start, nbytes - n), (end - n, tail, n)]
+                address[run] -= n
+                tail = int(self.address(np.array([(number + 1) * size]), [])[0]) - LOWEST
+                pieces.append((end - nbytes, end - n, place, place + nbytes - n))
+                pieces.append((end - n, end, tail, tail + n))
         out = copy_rows(address, nbytes, out)
         overlay(out, pieces)
         return out

@@ -145,20 +145,22 @@ def _each(starts: Index, nbytes: Index, item_bytes: int) -> Index:
     return index
 
 
-def overlay(out: Array, pieces: Iterable[tuple[int, int, int]]) -> None:
-    """Copy runs of bytes over those of a contiguous `out`: to which byte, from which address, how many.
+def overlay(out: Array, pieces: Iterable[tuple[int, int, int, int]]) -> None:
+    """Copy runs of bytes over those of a contiguous `out`: over which, and the places of which, from `LOWEST` on.
 
     For what is left when rows were copied as if each lay in one piece.
     """
     into, source = out.reshape(-1).data, everywhere()
-    for at, start, n in pieces:
-        into[at : at + n] = source[start - LOWEST : start - LOWEST + n]
+    for at, end, start, stop in pieces:
+        into[at:end] = source[start:stop]
 
 
 def overlay_runs(out: Array, at: Index, starts: Index, nbytes: Index, item_bytes: int) -> None:
-    """`overlay` of many runs, int64 `[runs]` all three: item by item where runs are short."""
+    """`overlay` of many runs, by byte of `out`, address and length, int64 `[runs]` all: short ones item by item."""
     if int(nbytes.sum()) >= LOOP_ITEMS * item_bytes * len(nbytes):
-        overlay(out, zip(at.tolist(), starts.tolist(), nbytes.tolist(), strict=True))
+        places = starts - LOWEST
+        columns = (at, at + nbytes, places, places + nbytes)
+        overlay(out, zip(*(column.tolist() for column in columns), strict=True))
         return
     items = copy_runs(starts, nbytes, item_bytes)
     anywhere: Array = np.ndarray(out.size - item_bytes + 1, f"V{item_bytes}", out, strides=(1,))
