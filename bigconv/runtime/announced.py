@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Announced:
         if batch is None and len(batches) and numbers == batches[0].tobytes():
             self._batches = ()
             whole = np.concatenate(batches)  # a copy: whoever is given an array of numbers may change it
-            stops = np.cumsum([len(batch) for batch in batches]).tolist()
+            stops = list(accumulate(map(len, batches)))
             each = [whole[a:b].tobytes() for a, b in pairwise([0, *stops])]
             self._made = deque(zip(each, self._several(whole, stops), strict=True))
             batch = self._next(numbers)

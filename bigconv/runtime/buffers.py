@@ -43,19 +43,21 @@ class Buffers:
 
     def _search(self, nbytes: int, keep: bool) -> tuple[Array | None, int]:
         """A free buffer of about this size, or the bytes of all. `keep`: free ones of other sizes, or drop them."""
-        held = 0
+        held = passed = 0
         for _ in range(len(self._kept)):
             try:
-                buffer = self._kept.popleft()  # taken out while it is looked at: no other thread can have it
+                buffer = self._kept.pop()  # taken out while it is looked at: no other thread can have it
             except IndexError:  # others look too
                 break
             free = sys.getrefcount(buffer) == _FREE
             if free and nbytes <= len(buffer) <= 2 * nbytes:
                 self._kept.append(buffer)
+                self._kept.rotate(-passed)  # the same are looked at first again: they are in the processor's cache
                 return buffer[:nbytes], held
             if keep or not free:
                 held += len(buffer)
-                self._kept.append(buffer)
+                passed += 1
+                self._kept.appendleft(buffer)
         return None, held
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,6 @@ from bigconv.view.readahead import with_coming
 
 _Sent = tuple[Any, torch.cuda.Event | None]  # a batch, and when it has arrived on its device
 _Made = _Sent | Exception  # or what is raised in its place
-_Group = list[tuple[int, Any]]  # numbers of batches, and the rows of each
 
 
 class Loader:
@@ -142,23 +143,22 @@ class Loader:
     def _made(self, copy: _Copy, task: tuple[_Group, _Group | None]) -> list[_Made]:
         group, coming = task
         if isinstance(self.dataset, StoreDataset) and coming is not None:
-            self.dataset.will_need(coming[0][1] if len(coming) == 1 else np.concatenate([rows for _, rows in coming]))
+            self.dataset.will_need(coming.rows)
         if self.threads < 2:
             return self._group(copy, group)
         with torch_threads.alone():
             return self._group(copy, group)
 
     def _group(self, copy: _Copy, group: _Group) -> list[_Made]:
-        if len(group) > 1:
+        if len(group.batches) > 1:
             assert isinstance(self.dataset, StoreDataset)
-            stops = np.cumsum([len(rows) for _, rows in group]).tolist()
+            stops = list(accumulate(map(len, group.batches)))
             try:
-                batches = self.dataset.several(np.concatenate([rows for _, rows in group]), stops)
-                return [copy.send(batch) for batch in batches]
+                return [copy.send(batch) for batch in self.dataset.several(group.rows, stops)]
             except Exception:  # noqa: BLE001  the batch that it belongs to tells
                 pass
         made: list[_Made] = []
-        for number, rows in group:
+        for number, rows in enumerate(group.batches, group.first):
             try:
                 made.append(copy.send(self._batch(rows)))
             except Exception as error:  # noqa: BLE001  raised where the batch would have come
@@ -206,20 +206,33 @@ class _Epoch(Iterator[Any]):
         return batch
 
 
+@dataclass
+class _Group:
+    """Batches that are made at once. `first`: number of the first one; `batches`: the rows of each."""
+
+    first: int
+    batches: list[Any]
+
+    @cached_property
+    def rows(self) -> Any:
+        """Those of all batches."""
+        return self.batches[0] if len(self.batches) == 1 else np.concatenate(self.batches)
+
+
 def _groups(batches: Iterable[Any], together: int) -> Iterator[_Group]:
-    """Batches with their numbers, so many at once. What `batches` raise comes after those before it."""
-    group: _Group = []
+    """So many batches at once. What `batches` raise comes after those before it."""
+    group = _Group(0, [])
     try:
-        for numbered in enumerate(batches):
-            group.append(numbered)
-            if len(group) == together:
+        for batch in batches:
+            group.batches.append(batch)
+            if len(group.batches) == together:
                 yield group
-                group = []
+                group = _Group(group.first + together, [])
     except Exception:
-        if group:
+        if group.batches:
             yield group
         raise
-    if group:
+    if group.batches:
         yield group
 
 

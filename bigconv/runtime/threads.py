@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -86,42 +86,43 @@ class _Threads:
             self._here.alone = False
 
     def copy(
-        self,
-        rows: int,
-        nbytes: int,
-        places: Callable[[], Index],
-        out: Array | None,
-        alone: memory.Copy,
-        twice: bool,
+        self, source: Array | None, index: Index, nbytes: int, out: Array | None, alone: memory.Copy, twice: bool
     ) -> Array:
-        """`nbytes` bytes from each of `rows` places, in bytes from `memory.LOWEST` on, into uint8 `[rows, nbytes]`.
+        """Rows `index` of `source`, uint8 `[items, nbytes]` in one piece, into uint8 `[rows, nbytes]`.
 
-        `alone` does it in one thread, with numpy; `twice`: it has to copy everything a second time to get it there.
+        With no `source` they are anywhere: at places, in bytes from `memory.LOWEST` on. `alone` copies them in one
+        thread, with numpy; `twice`: it has to copy everything a second time to get it there.
         """
         width = _width(nbytes)
         if not width:
             return alone(out)
         if torch.get_num_threads() == 1:
-            return _indexed(places(), rows, nbytes, width, out) if twice else alone(out)
+            return _indexed(source, index, nbytes, width, out) if twice else alone(out)
         if getattr(self._here, "alone", False) or os.getpid() != self._pid:
             return alone(out)
-        size = nbytes, rows.bit_length()
+        size = nbytes, len(index).bit_length()
         pace = self._paces.get(size)
         if pace is None:
             pace = self._paces.setdefault(size, _Pace())
         shared = pace.choose()
         start = time.perf_counter()
-        out = _indexed(places(), rows, nbytes, width, out) if shared else alone(out)
-        pace.note(shared, time.perf_counter() - start, rows * nbytes)
+        out = _indexed(source, index, nbytes, width, out) if shared else alone(out)
+        pace.note(shared, time.perf_counter() - start, len(index) * nbytes)
         return out
 
 
-def _indexed(first: Index, rows: int, nbytes: int, width: int, out: Array | None) -> Array:
+def _indexed(source: Array | None, index: Index, nbytes: int, width: int, out: Array | None) -> Array:
     """By torch, with as many threads as it has."""
-    out = np.empty((rows, nbytes), np.uint8) if out is None else out
-    if width != nbytes:
-        first = (first[:, None] + np.arange(0, nbytes, width)).reshape(-1)
-    torch.index_select(_rows(width), 0, torch.from_numpy(first), out=torch.from_numpy(out.reshape(-1, width)))
+    out = np.empty((len(index), nbytes), np.uint8) if out is None else out
+    if source is not None and width == nbytes:  # rows one after another: torch looks up less for each
+        table = _table(source.__array_interface__["data"][0] - memory.LOWEST, len(source), nbytes)
+    else:
+        table = _rows(width)
+        if source is not None:
+            index = index * nbytes + (source.__array_interface__["data"][0] - memory.LOWEST)
+        if width != nbytes:
+            index = (index[:, None] + np.arange(0, nbytes, width)).reshape(-1)
+    torch.index_select(table, 0, torch.from_numpy(index), out=torch.from_numpy(out.reshape(-1, width)))
     return out
 
 
@@ -141,11 +142,20 @@ class _AddressSpace:
     }
 
 
+@lru_cache(maxsize=1)
+def _everything() -> torch.Tensor:
+    return torch.from_numpy(np.asarray(_AddressSpace()))
+
+
 @lru_cache(maxsize=64)
 def _rows(width: int) -> torch.Tensor:
     """All that is mapped, as rows of `width` bytes that start at every byte."""
-    everything = torch.from_numpy(np.asarray(_AddressSpace()))
-    return everything.as_strided((memory.SPAN - width, width), (1, 1))
+    return _everything().as_strided((memory.SPAN - width, width), (1, 1))
+
+
+def _table(place: int, items: int, nbytes: int) -> torch.Tensor:
+    """What is mapped from a place on, as rows that don't overlap."""
+    return _everything().as_strided((items, nbytes), (nbytes, 1), place)
 
 
 threads = _Threads()

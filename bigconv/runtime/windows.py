@@ -31,7 +31,8 @@ class WindowDataset(StoreDataset):
     `transform(sample)` and `batch_transform(batch)` as for `StoreDataset`, and as there `dataset[i]` is one sample and
     a DataLoader's batch, `[batch, length, *shape]`, is gathered at once and taken over without a copy.
 
-    An index and no copies: nothing is held for a window, and at most 100 bytes for a document or a group.
+    An index and no copies: nothing is held for a window, and at most 100 bytes for a document or a group (in LMDB, 8
+    more for each further field).
     Raises `SchemaError` or `UsageError` for fields or options that don't go together.
     """
 
@@ -93,8 +94,8 @@ class WindowDataset(StoreDataset):
         return f"window {row} of {self._view.told}"
 
     def _take(self, rows: Sequence[int] | Array) -> StackedBatch:
-        block = self._windows.take(rows, buffers.room)
-        return StackedBatch(block.schema, block.columns, len(block), self._as_tuple)
+        columns = self._windows.columns(rows, buffers.room)
+        return StackedBatch(self._windows.schema, columns, len(next(iter(columns.values()))), self._as_tuple)
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ Compressed items are decoded first (`bigconv.view.unpack`), and lie at addresses
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ import numpy as np
 from bigconv.block import Array, Index
 from bigconv.errors import IncompleteStore
 from bigconv.stores.base import Chunked, Chunks
-from bigconv.view.memory import LOWEST, copy_rows, copy_runs, everywhere
+from bigconv.view.memory import LOWEST, copy_rows, copy_runs, overlay
 from bigconv.view.unpack import Cache, Frames, Hold
 
+KEPT_CHUNKS = 1 << 16  # 512 KiB of addresses, which take three passes fewer to look up than to work out
 RECORD_BYTES = 64 << 20  # 64 MiB: past this, where a record ends is not believed
 
 
@@ -81,6 +84,19 @@ class BoundChunked(Items):
     at: Chunked
     adjust: Index  # int64 [shards]: address of the shard less what the sum below counts for the shards before it
 
+    @cached_property
+    def _starts(self) -> Index | None:
+        """int64 `[chunks]`: address of each; None where they are too many to be kept."""
+        chunks = -(-self.count // self.at.chunk_items)
+        if chunks > KEPT_CHUNKS:
+            return None
+        return self.address(np.arange(chunks) * self.at.chunk_items, [])
+
+    @cached_property
+    def gap(self) -> int:
+        """Bytes between one chunk's items and those of the next."""
+        return self.at.chunk_stride - self.at.chunk_items * self.at.item_bytes
+
     def address(self, items: Index, hold: Hold) -> Index:
         return self._address(items, items // self.at.chunk_items)
 
@@ -88,8 +104,8 @@ class BoundChunked(Items):
         # the plain sum over shard, chunk and item, rearranged into the fewest passes: this is the hot path
         at = self.at
         address = items * at.item_bytes
-        if gap := at.chunk_stride - at.chunk_items * at.item_bytes:
-            address += chunk * gap
+        if self.gap:
+            address += chunk * self.gap
         if len(self.adjust) == 1:
             address += self.adjust[0]
         else:
@@ -99,6 +115,21 @@ class BoundChunked(Items):
     @staticmethod
     def adjustments(bases: Index, at: Chunked) -> Index:
         return bases - np.arange(len(bases), dtype=np.int64) * (at.shard_chunks * at.chunk_stride)
+
+    @staticmethod
+    def joined(stores: Sequence[BoundChunked]) -> tuple[BoundChunked, Index] | None:
+        """The files of several stores as if one after another, and int64 `[stores]`: number of each one's first item.
+
+        None where their chunks differ. The numbers between a store's last item and the next one's first have none.
+        """
+        first = stores[0].at
+        if any(replace(s.at, paths=first.paths, items=first.items) != first for s in stores):
+            return None
+        shards = np.cumsum([0, *(len(s.adjust) for s in stores)])
+        before = np.repeat(shards[:-1], np.diff(shards)) * (first.shard_chunks * first.chunk_stride)
+        numbers = shards[:-1] * (first.shard_chunks * first.chunk_items)
+        count = int(shards[-1]) * first.shard_chunks * first.chunk_items
+        return BoundChunked(count, first, np.concatenate([s.adjust for s in stores]) - before), numbers
 
     def runs(self, first: Index, counts: Index, item_bytes: int, hold: Hold) -> tuple[Index, Index]:
         start, held = cut(first, counts, self.at.chunk_items)
@@ -111,22 +142,30 @@ class BoundChunked(Items):
             joined = copy_runs(starts, lengths, item_bytes).reshape(len(first), nbytes)
             return joined if out is None else _over(out, joined)
         chunk = first // size
-        address = self._address(first, chunk)
         over = first - chunk * size
-        broken = np.flatnonzero(over > size - count)
+        if self._starts is None:
+            address = self._address(first, chunk)
+        else:
+            address = over * item_bytes
+            address += self._starts.take(chunk)
+        broken = (over > size - count).nonzero()[0]
         if not len(broken):
             return copy_rows(address, nbytes, out)
-        # few runs are broken: all are copied as if whole, these from inside their chunk, then the pieces over them
-        over, heads = over[broken] + (count - size), address[broken]  # items that lie in the next chunk
-        after = chunk[broken] + 1
-        tails = self._address(after * size, after)
-        address[broken] -= over * item_bytes
+        # few runs are broken: all are copied as if whole, and what lies in the next chunk then comes over it
+        pieces, shard_chunks = [], self.at.shard_chunks
+        columns = (numbers.tolist() for numbers in (broken, address[broken] - LOWEST, over[broken], chunk[broken]))
+        for run, place, inside, number in zip(*columns, strict=True):
+            end, n = (run + 1) * nbytes, (inside + count - size) * item_bytes
+            if (number + 1) % shard_chunks:
+                stop = place + nbytes + self.gap
+                pieces.append((end - n, end, stop - n, stop))
+            else:  # that chunk is in the next file, and this one may end: copied from before it, and then the head
+                address[run] -= n
+                tail = int(self.address(np.array([(number + 1) * size]), [])[0]) - LOWEST
+                pieces.append((end - nbytes, end - n, place, place + nbytes - n))
+                pieces.append((end - n, end, tail, tail + n))
         out = copy_rows(address, nbytes, out)
-        into, everything = out.reshape(-1).data, everywhere()
-        pieces = (broken * nbytes, (count - over) * item_bytes, heads - LOWEST, tails - LOWEST)
-        for at, n, head, tail in zip(*(column.tolist() for column in pieces), strict=True):
-            into[at : at + n] = everything[head : head + n]
-            into[at + n : at + nbytes] = everything[tail : tail + nbytes - n]
+        overlay(out, pieces)
         return out
 
 
@@ -148,7 +187,8 @@ class BoundIndexed(Items):
         return offsets, np.clip(after - offsets, item_bytes, RECORD_BYTES)
 
     def _checked(self, offsets: Index) -> Index:
-        if len(offsets) and (offsets.min() < 0 or offsets.max() + self.delta >= self.end):
+        # in one pass: a negative one is huge without its sign
+        if len(offsets) and int(np.maximum.reduce(offsets.view(np.uint64))) + self.delta >= self.end:
             raise IncompleteStore(f"{self.path}: the row index points out of the file")
         return offsets + (self.base + self.delta)
 

@@ -8,6 +8,8 @@ damaged one is an error and never a wild read.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from bigconv.block import Array, Column, Index, Ragged
@@ -230,21 +232,53 @@ class FieldGather:
         """uint8 `[runs, count * row_bytes]`: items `first` to `first + count` of a serial field, for each run."""
         return (self._values if self.field.ragged else self._rows).copy(first, count, self.field.row_bytes, out)
 
+    @property
+    def in_records(self) -> bool:
+        """Whether a ragged field lies in records that are in a file as they are, so that rows have addresses."""
+        return isinstance(self._where, RaggedInline) and not isinstance(self._head, BoundRecords)
+
+    @property
+    def file(self) -> tuple[int, int]:
+        """Address and bytes of the file that has the records."""
+        if not isinstance(self._head, BoundIndexed):  # no rows
+            return 0, 0
+        return self._head.base, self._head.end + self._head_bytes - 1
+
+    @property
+    def straight(self) -> tuple[int, int] | None:
+        """Address and bytes of a serial field whose items lie one after another in one file; None for any other."""
+        if not self.serial:
+            return None
+        items = self._values if self.field.ragged else self._rows
+        if not isinstance(items, BoundStrided) or (items.count and items.stride != self.field.row_bytes):
+            return None
+        return items.base, items.count * self.field.row_bytes
+
+    @property
+    def chunked(self) -> BoundChunked | None:
+        """The items of a serial field, where they lie in chunks as they are; None for any other."""
+        items = None if not self.serial else self._values if self.field.ragged else self._rows
+        return items if isinstance(items, BoundChunked) else None
+
+    def row_values(self, rows: Index, hold: Hold) -> tuple[Index, Index | int | None]:
+        """Address of each row's first value, of a field in records, and where the record's file, or memory, ends.
+
+        `hold`: as for `item_runs`. The end is None where there are no rows.
+        """
+        assert isinstance(self._where, RaggedInline)
+        if self._where.number:
+            return self._payloads(rows, self._where, hold)[1], self._heads(rows, hold)[1]
+        starts, end = self._heads(rows, hold)  # no payload before this one: the heads needn't be read again
+        return starts + self._where.head_bytes, end
+
     def record_runs(self, rows: Index, first: Index, counts: Index, hold: Hold) -> tuple[Index, Index]:
         """Addresses and byte counts of items `first` to `first + counts` in each of `rows`, of a field in records.
 
         The caller knows from `lengths` that they are there. `hold`: as for `item_runs`.
         """
-        assert isinstance(self._where, RaggedInline)
-        item = self.field.row_bytes
-        if self._where.number == 0:  # no payload before this one: the heads needn't be read again
-            starts, end = self._heads(rows, hold)
-            starts = starts + self._where.head_bytes
-        else:
-            starts = self._payloads(rows, self._where, hold)[1]
-            end = self._heads(rows, hold)[1]
-        starts = starts + first * item
-        nbytes = counts * item
+        starts, end = self.row_values(rows, hold)
+        starts = starts + first * self.field.row_bytes
+        nbytes = counts * self.field.row_bytes
         self._check_inline(end, starts + nbytes, nbytes, first)
         return starts, nbytes
 
@@ -252,9 +286,7 @@ class FieldGather:
         """Address of each row's record, and the address at which it, or what holds it, ends; None where none is."""
         if isinstance(self._head, BoundRecords):
             return self._head.bounds(rows, hold)
-        end = None
-        if isinstance(self._head, BoundIndexed):
-            end = self._head.base + self._head.end + self._head_bytes - 1
+        end = sum(self.file) if isinstance(self._head, BoundIndexed) else None
         return self._head.address(rows, hold), end
 
     def _payloads(self, rows: Index, where: RaggedInline, hold: Hold) -> tuple[Array, Index, Index]:
@@ -302,6 +334,34 @@ class FieldGather:
             raise IncompleteStore(
                 f"{self._name}: field {self.field.name}: a length points out of the file; run inspect --verify"
             )
+
+
+class Gathers(list[FieldGather | None]):
+    """How each store's rows of one field are gathered; None where a store is read through its library."""
+
+    held_against: object = None  # who has found that the files have all that it will read
+
+    @cached_property
+    def in_records(self) -> bool:
+        """Whether all stores have the field in records that are in files as they are."""
+        return all(gather is not None and gather.in_records for gather in self)
+
+    @cached_property
+    def files(self) -> Index:
+        """int64 `[stores, 2]`: address and bytes of the files that have the records of a field in records."""
+        return np.array([(0, 0) if gather is None else gather.file for gather in self], np.int64).reshape(-1, 2)
+
+    @cached_property
+    def straight(self) -> Index | None:
+        """int64 `[stores, 2]`: address and bytes of the items, where they lie one after another in each store."""
+        found = [None if gather is None else gather.straight for gather in self]
+        return None if None in found else np.array(found, np.int64).reshape(-1, 2)
+
+    @cached_property
+    def chunked(self) -> tuple[BoundChunked, Index] | None:
+        """The chunks of all stores, where all have them alike, and the number of each store's first item in them."""
+        found = [bound for gather in self if gather is not None and (bound := gather.chunked) is not None]
+        return BoundChunked.joined(found) if found and len(found) == len(self) else None
 
 
 def _whole(items: Items, rows: Index, numbers: int = 1) -> Index:

@@ -11,8 +11,10 @@ import numpy as np
 
 from bigconv.block import Array, Index, Ragged
 from bigconv.errors import IncompleteStore, SchemaError
-from bigconv.view.gather import FieldGather
+from bigconv.view.gather import Gathers
 from bigconv.view.memory import copy_rows, copy_runs
+from bigconv.view.runs import ChunkRuns, RecordRuns, Runs, StoreRuns
+from bigconv.view.segments import split
 from bigconv.view.table import StoreView
 from bigconv.view.unpack import Hold
 
@@ -33,6 +35,7 @@ class ItemStream:
         self._view, self.field, self._records = view, view.schema[name], records
         gathers = self._gathers()
         self._mapped = all(gather is not None for gather in gathers)
+        self._runs: Runs | ChunkRuns | None = None
         if not self.field.ragged:
             self._bounds = view.starts
         elif records is None:
@@ -40,6 +43,12 @@ class ItemStream:
         else:
             self._bounds = records[view.starts]
             self._check(gathers)
+            if gathers.in_records:
+                self._runs = RecordRuns(view, self.field, records, gathers)
+        if len(gathers) > 1 and gathers.straight is not None:
+            self._runs = StoreRuns(self.field, self._bounds)
+        elif len(gathers) > 1 and gathers.chunked is not None:
+            self._runs = ChunkRuns(self.field, self._bounds)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -57,7 +66,7 @@ class ItemStream:
             rows = None if rows is None else rows.repeat(count)
             return self.take(spread(first, count, step), 1, 1, rows, room).reshape(shape)
         if f.row_bytes == 0 or len(first) == 0:
-            return np.empty(shape, np.dtype(f.dtype).newbyteorder("<"))
+            return np.empty(shape, f.stored)
         size = count * f.row_bytes
         memory = None if room is None else room(f.name, len(first) * size)
         out = None if memory is None else memory.reshape(len(first), size)
@@ -74,16 +83,16 @@ class ItemStream:
                 flat = out
         elif len(gathers) == 1 and gathers[0] is not None and gathers[0].serial:
             flat = gathers[0].copy_items(first, count, out)
+        elif self._runs is not None and self._runs.fits(gathers):
+            flat = self._runs.copy(gathers, first, count, rows, out)
         else:
             flat = self._mixed(gathers, first, count, rows, out)
-        return flat.view(np.dtype(f.dtype).newbyteorder("<")).reshape(shape)
+        return flat.view(f.stored).reshape(shape)
 
-    def _gathers(self) -> list[FieldGather | None]:
+    def _gathers(self) -> Gathers:
         return self._view.gathers(self.field.name)
 
-    def _mixed(
-        self, gathers: list[FieldGather | None], first: Index, count: int, rows: Index | None, out: Array | None
-    ) -> Array:
+    def _mixed(self, gathers: Gathers, first: Index, count: int, rows: Index | None, out: Array | None) -> Array:
         """Runs in several stores, or in records: those within one of them first, then the pieces of the others."""
         bounds = self._bounds if self._records is None else self._records
         broken = None
@@ -107,7 +116,7 @@ class ItemStream:
 
     def _within(
         self,
-        gathers: list[FieldGather | None],
+        gathers: Gathers,
         store: int,
         first: Index,
         count: int,
@@ -125,7 +134,7 @@ class ItemStream:
         starts, _ = gather.record_runs(rows - self._view.starts[store], inside, counts, hold)
         return copy_rows(starts, count * self.field.row_bytes, out)
 
-    def _pieces(self, gathers: list[FieldGather | None], first: Index, count: int, hold: Hold) -> tuple[Index, Index]:
+    def _pieces(self, gathers: Gathers, first: Index, count: int, hold: Hold) -> tuple[Index, Index]:
         """Addresses and byte counts of the pieces of runs, in order; `hold` has to be kept until they are copied."""
         run, store, start, held = split(first, np.full(len(first), count, np.int64), self._bounds)
         found: list[tuple[Index, Index, Index]] = []
@@ -156,7 +165,7 @@ class ItemStream:
         items: Array = column.values[np.repeat(at - np.cumsum(held) + held, held) + np.arange(int(held.sum()))]
         return items
 
-    def _check(self, gathers: list[FieldGather | None]) -> None:
+    def _check(self, gathers: Gathers) -> None:
         """Runs are found by counting from the first value: offsets that leave some out would shift them."""
         for gather, path, items in zip(gathers, self._view.paths, np.diff(self._bounds), strict=True):
             if gather is not None and gather.serial and gather.items != items:
@@ -194,25 +203,6 @@ def first_items(view: StoreView, names: tuple[str, ...]) -> Index:
                 )
         bounds[a + 1 : a + 1 + len(rows)] = lengths
     return np.cumsum(bounds, out=bounds)
-
-
-def split(first: Index, counts: Index, bounds: Index) -> tuple[Index, Index, Index, Index]:
-    """Cut runs `first` to `first + counts` (none empty) at rising bounds.
-
-    int64 `[pieces]` each, in order: number of the run, of the segment (`bounds[s]` to `bounds[s + 1]`) it lies in,
-    its first item and how many items it has.
-    """
-    low = np.searchsorted(bounds, first, side="right") - 1
-    high = np.searchsorted(bounds, first + (counts - 1), side="right") - 1
-    if (low == high).all():
-        return np.arange(len(first)), low, first, counts
-    pieces = high - low + 1
-    run = np.repeat(np.arange(len(first)), pieces)
-    segment = np.repeat(low - np.cumsum(pieces) + pieces, pieces) + np.arange(len(run))
-    start = np.maximum(first[run], bounds[segment])
-    held = np.minimum((first + counts)[run], bounds[segment + 1]) - start
-    some = held > 0  # segments without items lie between others
-    return run[some], segment[some], start[some], held[some]
 
 
 def spread(first: Index, count: int, step: int) -> Index:

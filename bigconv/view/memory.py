@@ -7,7 +7,7 @@ one array. Addresses are only ever made from locations and offsets that have bee
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ SPAN = 1 << 47  # bytes a process can address on the 64-bit systems of today
 LOOP_BYTES = 32768  # rows this large: one copy a row costs nothing against its bytes, and their count can't overflow
 SHARED_BYTES = 256 << 10  # 256 KiB: less is copied before a second thread, even one that is awake, has begun
 LOCKED_ITEMS = 500  # numpy copies up to so many without letting go of Python's lock, however large they are
+LOOP_ITEMS = 24  # runs of fewer items on average: putting items in their places beats a loop over the runs
 JOIN_BYTES = 128  # ragged rows shorter than this on average: indexing items beats joining slices
 
 
@@ -58,7 +59,7 @@ class Threads(Protocol):
     """Who copies rows by other means than numpy, where those are quicker: the runtime."""
 
     def copy(
-        self, rows: int, nbytes: int, places: Callable[[], Index], out: Array | None, alone: Copy, twice: bool
+        self, source: Array | None, index: Index, nbytes: int, out: Array | None, alone: Copy, twice: bool
     ) -> Array: ...
 
 
@@ -76,13 +77,7 @@ def take_rows(array: Array, rows: Index, out: Array | None = None) -> Array:
     nbytes = array.shape[1]
     if _threads is None or len(rows) * nbytes < SHARED_BYTES:
         return array.take(rows, 0, out, "clip")
-
-    def places() -> Index:
-        at: Index = rows * nbytes
-        at += array.__array_interface__["data"][0] - LOWEST
-        return at
-
-    return _threads.copy(len(rows), nbytes, places, out, lambda room: array.take(rows, 0, room, "clip"), twice=False)
+    return _threads.copy(array, rows, nbytes, out, lambda room: array.take(rows, 0, room, "clip"), twice=False)
 
 
 def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
@@ -91,9 +86,7 @@ def copy_rows(addresses: Index, nbytes: int, out: Array | None = None) -> Array:
     if _threads is None or len(places) * nbytes < SHARED_BYTES:
         return _copied(places, nbytes, out)
     twice = out is not None
-    return _threads.copy(
-        len(places), nbytes, lambda: places, out, lambda room: _copied(places, nbytes, room), twice=twice
-    )
+    return _threads.copy(None, places, nbytes, out, lambda room: _copied(places, nbytes, room), twice=twice)
 
 
 def _copied(places: Index, nbytes: int, out: Array | None) -> Array:
@@ -138,13 +131,40 @@ def copy_runs(starts: Index, nbytes: Index, item_bytes: int) -> Array:
         begin = (starts - LOWEST).tolist()
         end = (starts - LOWEST + nbytes).tolist()
         return np.frombuffer(bytearray().join(map(everywhere().__getitem__, map(slice, begin, end))), np.uint8)
+    gathered: Array = _space(item_bytes)[_each(starts - LOWEST, nbytes, item_bytes)]
+    return gathered.view(np.uint8)
+
+
+def _each(starts: Index, nbytes: Index, item_bytes: int) -> Index:
+    """int64 `[items]`: where each item of runs begins."""
     counts = nbytes // item_bytes
     first = np.cumsum(counts) - counts
-    index = np.arange(int(counts.sum()), dtype=np.int64)
+    index: Index = np.arange(int(counts.sum()), dtype=np.int64)
     index *= item_bytes
-    index += np.repeat(starts - LOWEST - first * item_bytes, counts)
-    gathered: Array = _space(item_bytes)[index]
-    return gathered.view(np.uint8)
+    index += np.repeat(starts - first * item_bytes, counts)
+    return index
+
+
+def overlay(out: Array, pieces: Iterable[tuple[int, int, int, int]]) -> None:
+    """Copy runs of bytes over those of a contiguous `out`: over which, and the places of which, from `LOWEST` on.
+
+    For what is left when rows were copied as if each lay in one piece.
+    """
+    into, source = out.reshape(-1).data, everywhere()
+    for at, end, start, stop in pieces:
+        into[at:end] = source[start:stop]
+
+
+def overlay_runs(out: Array, at: Index, starts: Index, nbytes: Index, item_bytes: int) -> None:
+    """`overlay` of many runs, by byte of `out`, address and length, int64 `[runs]` all: short ones item by item."""
+    if int(nbytes.sum()) >= LOOP_ITEMS * item_bytes * len(nbytes):
+        places = starts - LOWEST
+        columns = (at, at + nbytes, places, places + nbytes)
+        overlay(out, zip(*(column.tolist() for column in columns), strict=True))
+        return
+    items = copy_runs(starts, nbytes, item_bytes)
+    anywhere: Array = np.ndarray(out.size - item_bytes + 1, f"V{item_bytes}", out, strides=(1,))
+    anywhere[_each(at, nbytes, item_bytes)] = items.view(f"V{item_bytes}")
 
 
 class Maps:

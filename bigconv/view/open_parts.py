@@ -9,7 +9,7 @@ from bigconv.remote.ahead import Ahead
 from bigconv.remote.cache import Cache as LocalCopies
 from bigconv.schema import Schema
 from bigconv.stores.base import StoreReader
-from bigconv.view.gather import FieldGather
+from bigconv.view.gather import FieldGather, Gathers
 from bigconv.view.memory import Maps
 from bigconv.view.opening import Opened
 from bigconv.view.readahead import ReadAhead
@@ -45,6 +45,7 @@ class OpenParts:
         self.cache = Cache(cache_bytes)
         self.ahead = ReadAhead()
         self.fetching = Ahead()
+        self.gathers: dict[str, Gathers] = {}  # of all parts, by field, as long as all of them are open
         self._held: dict[int, OpenPart] = {}
         self._files, self._most = 0, _files_allowed()
         self._room, self.most_room = 0, LocalCopies.default().limit if remote else 0
@@ -71,7 +72,14 @@ class OpenParts:
             if number in self._held:
                 self._drop(number)
 
+    def keep_gathers(self, name: str, gathers: Gathers) -> None:
+        """Of all parts, unless some have been closed again."""
+        with self._lock:
+            if len(self._held) == len(gathers):
+                self.gathers[name] = gathers
+
     def _drop(self, number: int) -> None:
+        self.gathers = {}  # they would keep its maps
         dropped = self._held.pop(number)
         self._files -= dropped.files
         self._room -= dropped.room

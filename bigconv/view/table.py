@@ -15,7 +15,7 @@ from bigconv.block import Array, Block, Column, Index, Ragged, cell
 from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.view.fetching import bring, fetch_ahead, has_come
-from bigconv.view.gather import FieldGather
+from bigconv.view.gather import Gathers
 from bigconv.view.memory import copy_rows, shaped
 from bigconv.view.open_parts import OpenPart, OpenParts
 from bigconv.view.opening import Opened, open_store
@@ -107,10 +107,16 @@ class StoreView:
         """int64 `[stores + 1]`: the first row of each store, and the number of rows of all."""
         return self._starts
 
-    def gathers(self, name: str) -> list[FieldGather | None]:
-        """How each store's rows of a field are gathered; None where a store is read through its library."""
+    def gathers(self, name: str) -> Gathers:
+        """How each store's rows of a field are gathered."""
+        opened = self._open()
+        if (known := opened.gathers.get(name)) is not None:
+            return known
         parts = [self._part(number) for number in range(len(self._starts) - 1)]
-        return [None if part.gathers is None else part.gathers[name] for part in parts]
+        found = Gathers(None if part.gathers is None else part.gathers[name] for part in parts)
+        if not self.ranged:  # a part that is read in place may come as a whole
+            opened.keep_gathers(name, found)
+        return found
 
     def __len__(self) -> int:
         return int(self._starts[-1])

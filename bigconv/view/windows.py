@@ -19,10 +19,9 @@ from bigconv.errors import SchemaError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.view.items import ItemStream, Room, first_items, serial
 from bigconv.view.row_numbers import numbers
+from bigconv.view.segments import Segments
 from bigconv.view.table import StoreView
 
-_BUCKETS = 8  # buckets of windows a segment: 7 of 8 then lie in one segment
-_MOST_BUCKETS = 1 << 21  # 16 MiB
 _MOST = 1 << 30  # items: past this a window's span would no longer fit 64 bits
 _BYTE_KINDS = ("text", "bytes", "encoded")  # ragged by definition, so a window of them is of kind array
 
@@ -78,11 +77,7 @@ class Windows:
         self._before = np.zeros(len(bounds), np.int64)  # windows in the segments before
         np.cumsum(sliding.counts(np.diff(bounds)), out=self._before[1:])
         self._origin = bounds - self._before * sliding.stride  # first item of each segment's window number 0, so to say
-        buckets = min(_BUCKETS * len(bounds), _MOST_BUCKETS)
-        self._shift = (len(self) // buckets).bit_length()
-        edges = np.arange((len(self) >> self._shift) + 2) << self._shift
-        segment = np.searchsorted(self._before, edges, side="right") - 1
-        self._segment = np.where(segment[:-1] == segment[1:], segment[:-1], -1)  # of each bucket; -1: several
+        self._segments = Segments(self._before)
 
     def __len__(self) -> int:
         return int(self._before[-1])
@@ -93,10 +88,7 @@ class Windows:
             start = windows * self.sliding.stride
             start += self.bounds[0]
             return np.zeros(len(windows), np.int64), start
-        # a search among a million documents takes as long as the copy; most buckets of windows lie in one document
-        segment = self._segment.take(windows >> self._shift)
-        several = (segment < 0).nonzero()[0]
-        segment[several] = self._before.searchsorted(windows[several], "right") - 1
+        segment = self._segments.of(windows)
         start = self._origin.take(segment)
         start += windows * self.sliding.stride
         return segment, start
@@ -195,6 +187,10 @@ class WindowView:
 
         `room(name, nbytes)`: memory to use, if it has some to give.
         """
+        return Block(self.schema, self.columns(windows, room))
+
+    def columns(self, windows: Sequence[int] | Array, room: Room | None = None) -> dict[str, Column]:
+        """What `take` gives, by name."""
         index, way = self._index, self.sliding
         segment, start = index.windows.locate(numbers(windows, len(self), "window", self._view.told_shortly))
         rows = segment if self._ragged and not self._cross else None
@@ -213,7 +209,7 @@ class WindowView:
                 columns[name] = self._view.take_field(name, segment if self._ragged else last)
         if held is not None:
             columns["length"] = held
-        return Block(self.schema, columns)
+        return columns
 
     def locate(self, windows: Sequence[int] | Array) -> tuple[Index, Index]:
         """int64 `[windows]` both: the document or group of each window, and its first item.

@@ -65,6 +65,19 @@ def test_used_again_at_once() -> None:
     assert address(lent(pool, SIZE + 1)) != where
 
 
+def test_the_same_few_are_used_again() -> None:
+    """Out of many that were needed once: others have left the processor's cache."""
+    pool = Buffers()
+    many = [lent(pool) for _ in range(8)]
+    del many
+    used = set()
+    batch: Any = None
+    for _ in range(20):  # as a training loop does: the old batch is let go of when the new one is there
+        batch = lent(pool)
+        used.add(address(batch))
+    assert len(used) == 2
+
+
 def test_small_ones_are_left_to_numpy() -> None:
     assert Buffers().lend(SMALLEST - 1) is None
 

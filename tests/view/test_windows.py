@@ -24,6 +24,8 @@ from bigconv.stores.memory import Memory
 from bigconv.stores.zarr import Zarr
 from bigconv.testing import cases
 from bigconv.testing.store_suite import opened, write
+from bigconv.view import bound, open_parts, runs
+from bigconv.view.memory import overlay_runs
 from bigconv.view.table import StoreView
 from bigconv.view.windows import Sliding, Windows, WindowView, changes
 
@@ -41,8 +43,21 @@ SCHEMA = Schema(
     )
 )
 # chunks of a few items, shards of a few chunks: windows cross both
-STORES = {"memmap": Memmap(), "hdf5": Hdf5(), "lmdb": Lmdb(), "zarr": Zarr(chunk_bytes=24, shard_bytes=160)}
-WAYS = [*STORES, "decoded", "three stores"]
+STORES = {
+    "memmap": Memmap(),
+    "hdf5": Hdf5(),
+    "lmdb": Lmdb(),
+    "zarr": Zarr(chunk_bytes=24, shard_bytes=160),
+    "wide zarr": Zarr(chunk_bytes=24, shard_bytes=400),
+}
+SEVERAL = {
+    "three stores": {"zarr": (0, 20), "lmdb": (20, 23), "memmap": (23, ROWS)},
+    "lmdb shards": {"1.lmdb": (0, 20), "2.lmdb": (20, 23), "3.lmdb": (23, ROWS)},
+    "memmap shards": {"1.memmap": (0, 20), "2.memmap": (20, 23), "3.memmap": (23, 23), "4.memmap": (23, ROWS)},
+    "zarr shards": {"1.zarr": (0, 23), "2.zarr": (23, ROWS)},
+    "unlike zarr shards": {"1.zarr": (0, 23), "2.wide zarr": (23, ROWS)},
+}
+WAYS = [*STORES, "zarr of many chunks", "decoded", *SEVERAL]
 
 
 def example_block() -> Block:
@@ -70,15 +85,17 @@ BLOCK = example_block()
 def view(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreView]:
     folder = tmp_path_factory.mktemp("windows")
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "three stores":
+        if request.param in SEVERAL:
             paths = []
-            for number, (name, (a, b)) in enumerate({"zarr": (0, 20), "lmdb": (20, 23), "memmap": (23, ROWS)}.items()):
+            for number, (name, (a, b)) in enumerate(SEVERAL[request.param].items()):
                 paths.append(folder / f"{number}.{name}")
-                write(paths[-1], STORES[name], BLOCK.slice(a, b), 16)
+                write(paths[-1], STORES[name.split(".")[-1]], BLOCK.slice(a, b), 16)
             yield StoreView(paths)
             return
-        name = "memmap" if request.param == "decoded" else request.param
+        name = {"decoded": "memmap", "zarr of many chunks": "wide zarr"}.get(request.param, request.param)
         write(folder / "store", STORES[name], BLOCK, 16)
+        if request.param == "zarr of many chunks":  # too many for their addresses to be kept
+            patch.setattr(bound, "KEPT_CHUNKS", 0)
         if request.param == "decoded":  # as a compressed store: nothing to map
             patch.setattr(MemmapReader, "locate", lambda self: None)
         yield StoreView([folder / "store"])
@@ -229,6 +246,88 @@ def test_every_window_is_numpys(view: StoreView, kind: str, data: st.DataObject)
         assert block["length"].tolist() == [expected[n][1] for n in order]
 
 
+@pytest.mark.parametrize("cross", [False, True])
+def test_every_byte_of_large_batches_is_written(view: StoreView, cross: bool) -> None:
+    """Batches that threads may share, into memory that held something else: nothing of it is left."""
+    values, given = BLOCK["tokens"].values, []
+
+    def room(name: str, nbytes: int) -> np.ndarray:
+        given.append(np.full(nbytes, 0xAB, np.uint8))
+        return given[-1]
+
+    length = len(values) - 3 if cross else 37
+    windows = WindowView(view, ["tokens"], Sliding(length), cross_documents=cross)
+    numbers = np.arange(-(-300_000 // length)) * 7 % len(windows)
+    got = windows.take(numbers, room)["tokens"]
+    _, start = windows.locate(numbers)
+    assert np.array_equal(got, values[start[:, None] + np.arange(length)])
+    assert len(given) == 1
+    assert np.shares_memory(got, given[0])
+
+
+@pytest.mark.parametrize("stores", ["one lmdb", "memmaps"])
+def test_windows_up_to_the_end_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stores: str) -> None:
+    """Windows are copied as if each lay in one piece: those that would then end behind their file are not."""
+    field = Field("t", "uint8", (None,))
+    # as records all on one page, which is filled from its end on: the first rows lie last
+    rows = [np.arange(n, dtype=np.uint8) for n in (900, 0, 3, 1200, 90, 1500, 1)]
+    parts = [rows] if stores == "one lmdb" else [rows[:1], rows[1:5], rows[5:6], rows[6:]]
+    for number, part in enumerate(parts):
+        block = Block(Schema((field,)), {"t": Ragged.of(part, field)})
+        write(tmp_path / str(number), Lmdb() if stores == "one lmdb" else Memmap(), block, 4)
+    values, heads = np.concatenate(rows), []
+
+    def spied(out: np.ndarray, at: np.ndarray, starts: np.ndarray, nbytes: np.ndarray, item: int) -> None:
+        heads.extend(((at % out.shape[1] == 0) & (nbytes > 0)).nonzero()[0])
+        overlay_runs(out, at, starts, nbytes, item)
+
+    monkeypatch.setattr(runs, "overlay_runs", spied)
+    view = StoreView([tmp_path / str(number) for number in range(len(parts))])
+    for length in (2, 100, 1600, 3000, len(values)):
+        got = WindowView(view, ["t"], Sliding(length), cross_documents=True)[:]["t"]
+        assert np.array_equal(got, np.lib.stride_tricks.sliding_window_view(values, length))
+    assert heads
+
+
+@pytest.mark.parametrize(("store", "other"), [(Lmdb(), Lmdb(compress="lz4")), (Zarr(), Zarr(compress="lz4"))])
+@pytest.mark.parametrize("cross", [False, True])
+def test_shards_that_lie_otherwise_when_they_are_opened_again(
+    tmp_path: Path, store: Any, other: Any, cross: bool
+) -> None:
+    """As parts of a remote store do when their local copies had to go."""
+
+    def written(stores: Any) -> None:
+        for number, (a, b) in enumerate([(0, 20), (20, ROWS)]):
+            shutil.rmtree(tmp_path / str(number), ignore_errors=True)
+            write(tmp_path / str(number), stores[number], BLOCK.slice(a, b), 16)
+
+    written([store, store])
+    windows = WindowView(StoreView([tmp_path / "0", tmp_path / "1"]), ["tokens"], Sliding(9), cross_documents=cross)
+    expected = windows[:]["tokens"]
+    for stores in ([other, store], [other, other], [store, store]):
+        windows.close()
+        written(stores)
+        assert np.array_equal(windows[:]["tokens"], expected)
+
+
+def test_shards_are_opened_once_and_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How shards are gathered is kept while all are open, and never keeps one open that was closed."""
+    block = Block(Schema((Field("x", "int64"),)), {"x": np.arange(40)})
+    for number in range(4):
+        write(tmp_path / str(number), Memmap(), block.slice(10 * number, 10 * number + 10), 4)
+    view = StoreView([tmp_path / str(number) for number in range(4)])
+    windows = WindowView(view, ["x"], Sliding(15))
+    expected = np.lib.stride_tricks.sliding_window_view(np.arange(40), 15)
+    assert np.array_equal(windows[:]["x"], expected)
+    assert windows._view.gathers("x") is windows._view.gathers("x")
+    windows.close()
+    monkeypatch.setattr(open_parts, "_files_allowed", lambda: 5)  # a store has two
+    assert np.array_equal(windows[:]["x"], expected)
+    parts = windows._view._open()
+    assert len(parts._held) == 2
+    assert not parts.gathers
+
+
 def test_fields_once_a_window(view: StoreView) -> None:
     """The document's label and text; over rows, those of the last row before the horizon."""
     documents = WindowView(view, ["tokens"], Sliding(3, 2), once=("label", "subject"))
@@ -367,6 +466,21 @@ def test_lengths_that_can_not_be(tmp_path: Path, length: int) -> None:
     file.write_bytes(raw.replace(record, changed + record[8:]))
     with pytest.raises(IncompleteStore, match="run inspect --verify"):
         WindowView(StoreView([tmp_path / "s"]), ["t"], Sliding(9))[:1000]
+
+
+def test_another_file_than_the_one_that_was_looked_at(tmp_path: Path) -> None:
+    """Where records lie is worked out once: a process that maps a shorter file later says so."""
+    field = Field("t", "uint8", (None,))
+    for name, rows in (("s", 2000), ("other", 1)):
+        block = Block(Schema((field,)), {"t": Ragged.of([np.arange(9, dtype=np.uint8)] * rows, field)})
+        write(tmp_path / name, Lmdb(), block, 1000)
+    windows = WindowView(StoreView([tmp_path / "s"]), ["t"], Sliding(2))
+    assert windows[0]["t"].tolist() == [0, 1]
+    other = StoreView([tmp_path / "other"]).gathers("t")
+    found = windows._index.streams["t"]._runs
+    assert found is not None
+    with pytest.raises(IncompleteStore, match="points out of the file; run inspect --verify"):
+        found.copy(other, np.zeros(1, np.int64), 2, np.zeros(1, np.int64), None)
 
 
 def test_a_store_that_is_gone(tmp_path: Path) -> None:
