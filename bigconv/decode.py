@@ -36,6 +36,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from bigconv import orientation
 from bigconv.block import Array
 from bigconv.errors import InputError
 from bigconv.sniff import looks
@@ -138,7 +139,7 @@ def _decode_jpeg(data: bytes, place: Place | None) -> Array | None:
         _check_size(height, width)
         if space in ("CMYK", "YCCK"):
             return None
-        turn = _jpeg_orientation(data)
+        turn = orientation.of_jpeg(data)
     pixels: Array
     try:
         if place is None or turn != 1:
@@ -153,7 +154,7 @@ def _decode_jpeg(data: bytes, place: Place | None) -> Array | None:
         if any(sign in str(error) for sign in _DAMAGE):
             _fail("JPEG", error)
         return None
-    return _placed(_turned(pixels, turn), place)
+    return _placed(orientation.turned(pixels, turn), place)
 
 
 def _decode_pillow(data: bytes) -> Array:
@@ -178,8 +179,8 @@ def _decode_pillow(data: bytes) -> Array:
         _fail(kind, error)
     if kind == "TIFF":  # Pillow turns these itself
         return pixels
-    turn = _jpeg_orientation(data) if kind == "JPEG" else _orientation(image.info.get("exif", b""))
-    return _turned(pixels, turn)
+    turn = orientation.of_jpeg(data) if kind == "JPEG" else orientation.of_exif(image.info.get("exif", b""))
+    return orientation.turned(pixels, turn)
 
 
 def probe_mask(data: bytes) -> tuple[int, int, str]:
@@ -209,7 +210,9 @@ def decode_mask(data: bytes) -> Array:
         _fail(kind, error)
     if kind == "TIFF":  # Pillow turns these itself
         return mask
-    return _turned(mask, _jpeg_orientation(data) if kind == "JPEG" else _orientation(image.info.get("exif", b"")))
+    return orientation.turned(
+        mask, orientation.of_jpeg(data) if kind == "JPEG" else orientation.of_exif(image.info.get("exif", b""))
+    )
 
 
 def _mask_dtype(kind: str, mode: str) -> str:
@@ -257,7 +260,7 @@ def _jpeg_head(data: bytes) -> _Head | None:
             _last_head = head = _Head(data[: at + 2], *size, turn or 1)
             return head
         if marker == 0xE1 and not turn and data[at + 4 : at + 10] == b"Exif\0\0":
-            turn = _orientation(data[at + 10 : at + 2 + (data[at + 2] << 8 | data[at + 3])])
+            turn = orientation.of_exif(data[at + 10 : at + 2 + (data[at + 2] << 8 | data[at + 3])])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame: height, width, components
             size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9])
         at += 2 + (data[at + 2] << 8 | data[at + 3])
@@ -272,9 +275,11 @@ def _pillow_size(file: IO[bytes]) -> tuple[int, int]:
     try:
         if kind == "JPEG":
             file.seek(0)
-            exif_turn = _jpeg_orientation(file.read())
+            exif_turn = orientation.of_jpeg(file.read())
         else:
-            exif_turn = _orientation(_png_exif(file) if kind == "PNG" else image.info.get("exif", b""))
+            exif_turn = orientation.of_exif(
+                orientation.exif_of_png(file) if kind == "PNG" else image.info.get("exif", b"")
+            )
     except (OSError, struct.error) as error:
         _fail(kind, error)
     return (width, height) if exif_turn >= 5 else (height, width)
@@ -344,68 +349,6 @@ def into(out: Array) -> Place:
         return out
 
     return place
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation 1 to 8 of a JPEG; 1 where it has none. Walks the segments, never the pixels."""
-    at, end = 2, len(data) - 4
-    while at <= end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker in (0xDA, 0xD9):  # pixels start, or the file ends
-            break
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return _orientation(data[at + 10 : at + 2 + (data[at + 2] << 8 | data[at + 3])])
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return 1
-
-
-def _png_exif(file: IO[bytes]) -> bytes:
-    """The `eXIf` chunk, which may stand behind the pixels."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        if name == b"eXIf":
-            return file.read(length)
-        if name == b"IEND":
-            break
-        file.seek(length + 4, os.SEEK_CUR)
-    return b""
-
-
-def _orientation(exif: bytes) -> int:
-    """Orientation 1 to 8 from EXIF data (TIFF 6.0, tag 274 of the first directory); 1 where there is none."""
-    if exif.startswith(b"Exif\0\0"):
-        exif = exif[6:]
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None:
-        return 1
-    try:
-        (at,) = struct.unpack_from(order + "I", exif, 4)
-        (entries,) = struct.unpack_from(order + "H", exif, at)
-        for entry in range(at + 2, at + 2 + 12 * entries, 12):
-            tag, kind = struct.unpack_from(order + "HH", exif, entry)
-            if tag == 274 and kind in (1, 3, 4):  # byte, short, long
-                (value,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], exif, entry + 8)
-                return int(value) if 1 <= value <= 8 else 1
-    except struct.error:
-        pass  # damaged EXIF is no reason to refuse the pixels
-    return 1
-
-
-def _turned(pixels: Array, turn: int) -> Array:
-    """Pixels as they are to be seen (EXIF 2.3, 4.6.4 A: orientation is where row 0 and column 0 lie)."""
-    if turn == 1:
-        return pixels
-    if turn >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if turn in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if turn in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _fail(kind: str, error: Exception) -> NoReturn:
