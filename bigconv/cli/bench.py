@@ -133,7 +133,7 @@ def command(
     chosen = list(paths or [])
     if workload is None and stores is None and not chosen:
         chosen = _stores_here()
-    with _Progress(quiet) as tick:
+    with _Progress(quiet) as tick, options.aside():
         report = _measured(chosen, question, stores, workload, size, tick)
         slow = old is not None and not report.interrupted and api.compare(report, old, limit, tick)
     _print(report, json, markdown)
@@ -289,9 +289,7 @@ def _print(report: Report, as_json: bool, as_markdown: bool) -> None:
     from bigconv.cli.text import printable
 
     if as_json:
-        import json
-
-        typer.echo(json.dumps(report.to_json(), indent=2))
+        options.print_json(report.to_json())
         return
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")

@@ -443,9 +443,12 @@ def command(
     if recipe is not None:
         request = request.replayed(recipe)
     if dry_run:
-        outcome_text.show_plan(request, request.plan()[0], json)
+        with options.aside():
+            plan = request.plan()[0]
+        outcome_text.show_plan(request, plan, json)
         return
-    plan, outcome = _run(request, quiet, resume)
+    with options.aside():
+        plan, outcome = _run(request, quiet, resume)
     if json:
         options.print_json(outcome_text.as_json(outcome, plan.notes))
     else:

@@ -205,7 +205,6 @@ class _Answer:
         self.files = {name: file for name, file in (("contact", contact), ("html", html)) if file is not None}
 
     def as_json(self) -> None:
-        import json
         from dataclasses import asdict
 
         from bigconv.inspection.summary import document
@@ -224,7 +223,7 @@ class _Answer:
         if self.diff is not None:
             out["diff"] = self.diff.to_json()
         out |= {name: str(file) for name, file in self.files.items()}
-        typer.echo(json.dumps(out, indent=2))  # in ASCII: a path may hold bytes that no encoding of stdout can
+        options.print_json(out)
 
     def _rejects(self) -> dict[str, Any]:
         """Of raw input, the inputs that can't be read."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from contextlib import redirect_stdout
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -52,6 +54,11 @@ class InOrder(Command):
 def steps(ctx: typer.Context) -> tuple[tuple[str, str], ...]:
     """Transforms as `(name, value)`, in the order typed."""
     return tuple(ctx.meta.get(_TYPED, ()))
+
+
+def aside() -> redirect_stdout[TextIO]:
+    """While functions of the user run in this process: what they print goes with the messages, stdout is ours."""
+    return redirect_stdout(sys.stderr)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -21,7 +21,9 @@ def show_plan(request: Request, plan: Plan, as_json: bool) -> None:
     from bigconv.conversion.estimate import estimate
     from bigconv.conversion.plan import free_space
 
-    reckoned, free = estimate(plan, request.policy.timeout, request.policy.workers > 0), free_space(request.dest)
+    with options.aside():
+        reckoned = estimate(plan, request.policy.timeout, request.policy.workers > 0)
+    free = free_space(request.dest)
     if as_json:
         options.print_json(
             {

@@ -147,7 +147,7 @@ def command(
     with progress(policy.inputs(inputs(todo)), "rows", quiet or done is not None) as step:
         outcome = request.carry_out(todo, done, step)
     if json:
-        _print_json(_outcome_json(outcome))
+        options.print_json(_outcome_json(outcome))
     else:
         _show_outcome(outcome)
 
@@ -166,7 +166,7 @@ def _show_plan(dest: Path | Url, todo: Job | Plan, as_json: bool) -> None:
             {"folder": folder, "rows": plan.inputs, "parts": count, "store": plan.store.name, "recipe": plan.recipe()}
             for folder, plan, count in outputs
         ]
-        _print_json({"schema_version": 1, "dest": str(dest), "datasets": told})
+        options.print_json({"schema_version": 1, "dest": str(dest), "datasets": told})
         return
     out = console()
     for folder, plan, count in outputs:
@@ -244,7 +244,7 @@ def _show_change(path: Path, changed: Changed, as_json: bool) -> None:
     if as_json:
         told = {what.replace(" ", "_"): list(names) for what, names in changed.what.items()}
         document = {"schema_version": 1, "dest": str(path), "status": changed.status, **told}
-        _print_json({**document, "datasets": {"": _dataset_json(manifest)}})
+        options.print_json({**document, "datasets": {"": _dataset_json(manifest)}})
         return
     out = console()
     for what, names in changed.what.items():
@@ -259,9 +259,3 @@ def _show_change(path: Path, changed: Changed, as_json: bool) -> None:
     where = text.printable(str(path))
     out.print(f"{where}:{' unchanged, skipped ·' * same} {_counted(manifest)}", markup=False, highlight=False)
     out.print(f"content digest {manifest.content_digest}", style="dim")
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(document, indent=2))  # in ASCII: a path may hold bytes that no encoding of stdout can

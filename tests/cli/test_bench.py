@@ -71,6 +71,15 @@ def test_json(bench: Bench, store: Path) -> None:
     assert str(store.parent) not in out, "no absolute path unless one was typed"
 
 
+def test_what_a_transform_prints_is_no_output(bench: Bench, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text("def f(row):\n    print('noise')\n    return row\n")
+    common = ("--workers", 0, "--batch-size", 32, "--seconds", 0.2, "--transform", "loud.py:f", "--quiet")
+    code, out, err = bench("train.h5", *common, "--json")
+    assert code == 0
+    assert json.loads(out)["runs"]
+    assert "noise" in err
+
+
 def test_text_of_the_stores_in_this_folder(bench: Bench, store: Path) -> None:
     code, out, err = bench("--workers", 0, "--batch-size", 32, "--seconds", 0.3)
     assert code == 0

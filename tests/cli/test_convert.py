@@ -218,6 +218,14 @@ def test_dry_run_tells_of_bad_inputs_and_of_functions(images: Path, tmp_path: Pa
     assert told["rows"] == 3 or told["rows"] == 4, "of seven inputs, one bad and three dropped"
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--overwrite"]])
+def test_what_a_function_prints_in_this_process_is_no_output(images: Path, tmp_path: Path, more: list[str]) -> None:
+    (tmp_path / "f.py").write_text("def f(row):\n    print('noise')\n    return row\n")
+    result = run(images, tmp_path / "o.h5", "--json", "--map", f"{tmp_path / 'f.py'}:f", *more)
+    assert json.loads(result.stdout)["rows"] == 6
+    assert more == ["--dry-run"] or "noise" in result.stderr
+
+
 @pytest.mark.parametrize("options", [["--label-from", "nonsense"], ["--dtype", "nonsense"], ["--to", "nonsense"]])
 def test_dry_run_refuses_what_a_run_would(images: Path, tmp_path: Path, options: list[str]) -> None:
     before = everything(tmp_path)
