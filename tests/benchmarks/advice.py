@@ -250,7 +250,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*")  # of all benchmarks those that know the names
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--seconds", type=float, default=7.0)
     parser.add_argument("--only", default="")
     parser.add_argument("--times", type=int, default=10)
     asked = parser.parse_args()
