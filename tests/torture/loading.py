@@ -116,9 +116,9 @@ def _killed(path: Path, settings: dict[str, Any]) -> str:
     loader = DataLoader(_dataset(path), BATCH, **settings)
     batches = iter(loader)
     next(batches)
-    os.kill(batches._workers[0].pid, signal.SIGKILL)  # type: ignore[attr-defined]
     start = time.monotonic()
     try:
+        os.kill(batches._workers[0].pid, signal.SIGKILL)  # type: ignore[attr-defined]  # torch may raise before it returns
         left = sum(len(batch["label"]) for batch in batches)
     except RuntimeError as error:
         told = "worker" in str(error)
