@@ -151,6 +151,13 @@ def test_fields_are_changed_already_by_that_very_command_alone(store: Path, new:
         bigconv.shard(store, add_field=new)
 
 
+def repaired(path: Path, before: dict[str, bytes]) -> None:
+    """The command that was killed, said again."""
+    bigconv.shard(path, repair=True, workers=0)
+    assert contents(path) == before
+    nothing_left(path)
+
+
 @pytest.mark.parametrize("to", ["memmap", "hdf5", "lmdb", "zarr"])
 @pytest.mark.parametrize("at", [1, 2])
 def test_repair_killed_when_parts_were_put_in_place(store: Path, to: str, at: int) -> None:
@@ -161,9 +168,7 @@ def test_repair_killed_when_parts_were_put_in_place(store: Path, to: str, at: in
     killed(fsio, "publish", lambda: bigconv.shard(path, repair=True, workers=0), at=2 + at)  # both were made before
     work = unfinished(path, open_store(path))
     assert work is not None and work.fix == f"bigconv shard {path} --repair"
-    bigconv.shard(path, repair=True, workers=0)
-    assert contents(path) == before
-    nothing_left(path)
+    repaired(path, before)
 
 
 def test_a_damaged_part_that_was_taken_out_is_not_put_back(store: Path) -> None:
@@ -174,9 +179,7 @@ def test_a_damaged_part_that_was_taken_out_is_not_put_back(store: Path) -> None:
     killed(fsio, "_exchange", lambda: bigconv.shard(path, repair=True, workers=0))
     assert contents(path) == before
     flipped(part_file(path, 1))
-    bigconv.shard(path, repair=True, workers=0)
-    assert contents(path) == before
-    nothing_left(path)
+    repaired(path, before)
 
 
 def test_repair_killed_and_then_from_another_source(store: Path) -> None:
@@ -206,9 +209,7 @@ def test_repair_clears_what_another_change_has_left(store: Path, new: Path) -> N
     killed(shard_fields, "fill", lambda: bigconv.shard(path, add_field=new))
     work = unfinished(path, open_store(path))
     assert work is not None and work.fix == f"bigconv shard {path} --repair"
-    bigconv.shard(path, repair=True, workers=0)
-    assert contents(path) == before
-    nothing_left(path)
+    repaired(path, before)
 
 
 @pytest.mark.parametrize("edit", [{"drop": "1"}, {"repair": True}, {"drop_field": "x"}])
