@@ -25,22 +25,30 @@ def lasting(way: Callable[[], int], seconds: float = 0.05) -> Callable[[], int]:
     return run
 
 
-def rates(ways: dict[str, Callable[[], int]], repeats: int = 5, warm: bool = True) -> dict[str, float]:
+def rates(
+    ways: dict[str, Callable[[], int]],
+    repeats: int = 5,
+    warm: bool = True,
+    after: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """Median of items ÷ wall seconds of each way, all ways in turn, `repeats` times.
 
-    In another order each time: a way may find memory and disk as the one before has left them.
+    In another order each time: a way may find memory and disk as the one before has left them. `after`: clears away
+    what a way has made, out of its time.
     """
     order, rng = list(ways.items()), random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in ways}
     if warm:
         for way in ways.values():
             way()
+            after()
     for _ in range(repeats):
         rng.shuffle(order)
         for name, way in order:
             start = time.perf_counter()
             items = way()
             found[name].append(items / (time.perf_counter() - start))
+            after()
     return {name: statistics.median(values) for name, values in found.items()}
 
 

@@ -53,7 +53,6 @@ def pillow_loop(root: Path, size: int, out: Path) -> int:
         for i, path in enumerate(files):
             images[i] = load(path)
             labels[i] = int(path.parent.name[-1])
-    out.unlink()
     return len(files)
 
 
@@ -82,15 +81,19 @@ def command(source: Path, out: Path, items: int, arguments: Sequence[str] = ()) 
     subprocess.run(
         [*COMMAND, str(source), *arguments, str(out), "-q"], check=True, env=INSTALLED, stdout=subprocess.DEVNULL
     )
-    fsio.remove(out)
     return items
 
 
 def call(source: Path, out: Path, items: int, **options: Any) -> int:
     """The same in this process, where bigconv is imported and its fork server runs since the first call."""
     bigconv.convert(source, out, progress=False, **options)
-    fsio.remove(out)
     return items
+
+
+def clear(folder: Path) -> None:
+    """Remove what a way has made."""
+    for out in folder.glob("out*"):
+        fsio.remove(out)
 
 
 def images(folder: Path, quick: bool) -> None:
@@ -105,14 +108,14 @@ def images(folder: Path, quick: bool) -> None:
         steps = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         with ProcessPoolExecutor(2) as pool:
             ways: dict[str, Callable[[], int]] = {
-                "Pillow loop into h5py": lambda: pillow_loop(root, size, folder / "loop.h5"),
+                "Pillow loop into h5py": lambda: pillow_loop(root, size, folder / "out_loop.h5"),
                 "decode in 2 processes, dropped": lambda: limit(pool, root, size),
                 "bigconv convert --workers 2": lambda: command(
-                    root, folder / "o.h5", count, ["--workers", "2", *steps]
+                    root, folder / "out.h5", count, ["--workers", "2", *steps]
                 ),
-                "bigconv.convert(workers=2)": lambda: call(root, folder / "o.h5", count, workers=2, **options),
+                "bigconv.convert(workers=2)": lambda: call(root, folder / "out.h5", count, workers=2, **options),
             }
-            found = rates(ways, 3)
+            found = rates(ways, 3, after=lambda: clear(folder))
         table(title + (" (a fifth of them)" if quick else ""), found, "decode in 2 processes, dropped", "img/s")
         for name in list(ways)[2:]:
             print(f"  {name}: {found[name] / found['Pillow loop into h5py']:.1f}x the Pillow loop")
@@ -130,17 +133,17 @@ def arrays(folder: Path, quick: bool) -> None:
     os.sync()
 
     def copy() -> int:
-        subprocess.run(["cp", str(source), str(folder / "copy")], check=True)
-        subprocess.run(["sync", str(folder / "copy")], check=True)
-        (folder / "copy").unlink()
+        subprocess.run(["cp", str(source), str(folder / "out.npy")], check=True)
+        subprocess.run(["sync", str(folder / "out.npy")], check=True)
         return rows * 12288
 
     ways: dict[str, Callable[[], int]] = {"cp + sync": copy}
     for suffix in (".mmap", ".h5", ".zarr", ".lmdb"):
-        out = folder / f"o{suffix}"
-        ways[f"bigconv convert x.npy o{suffix}"] = lambda out=out: command(source, out, rows * 12288)
-        ways[f"bigconv.convert('x.npy', 'o{suffix}')"] = lambda out=out: call(source, out, rows * 12288)
-    table(f"a .npy of {rows * 12288 / 1e9:.1f} GB, 12 KiB rows", rates(ways, 3), "cp + sync", "B/s")
+        out = folder / f"out{suffix}"
+        ways[f"bigconv convert x.npy out{suffix}"] = lambda out=out: command(source, out, rows * 12288)
+        ways[f"bigconv.convert('x.npy', 'out{suffix}')"] = lambda out=out: call(source, out, rows * 12288)
+    found = rates(ways, 3, after=lambda: clear(folder))
+    table(f"a .npy of {rows * 12288 / 1e9:.1f} GB, 12 KiB rows", found, "cp + sync", "B/s")
 
 
 def main() -> None:
