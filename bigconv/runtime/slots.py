@@ -22,6 +22,7 @@ DataLoader workers on Linux use slots; elsewhere `buffer` has none to give.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import threading
 import weakref
@@ -214,6 +215,9 @@ def _rebuild(
     """A tensor over a slot, which the worker may fill again when the tensor's memory is released."""
     if ring not in _rings:
         _forget_the_dead()
+        for process in multiprocessing.active_children():
+            if process.pid == ring[0]:  # its loader lets go of it when it has ended, maybe after the last batch is gone
+                weakref.finalize(process, _forget_the_dead).atexit = False
     slots = _rings.setdefault(ring, {})
     for gone in retired:
         slots.pop(gone, None)

@@ -231,6 +231,16 @@ more = next(iterator)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_slots_go_with_the_loader(path: Path) -> None:
+    """Also when no batch is left that would be the last to go."""
+    loader = DataLoader(StoreDataset(path), 4, num_workers=2, persistent_workers=True)
+    check(loader)
+    assert len(slots._rings) == 2
+    del loader
+    gc.collect()
+    assert not slots._rings
+
+
 def test_fifty_epochs_without_growth(path: Path) -> None:
     loader = DataLoader(StoreDataset(path), batch_size=50, num_workers=1)
 
