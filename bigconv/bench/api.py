@@ -218,8 +218,8 @@ def _local_subject(path: Path, asked: Question) -> Subject:
 
     if not path.exists():
         raise InputError(fsio.missing(path))
-    raw = registry.recognise(path) is None and path.suffix not in registry.extensions("store")
-    if raw or asked.from_ is not None:
+    kind = registry.recognise(path)
+    if (kind is None and path.suffix not in registry.extensions("store")) or asked.from_ is not None:
         if asked.fields is not None or asked.transform is not None:
             raise UsageError(f"{path}: raw files have neither --fields nor --transform: convert them first")
         return raw_subject([path], asked.batch_size, asked.access, asked.resize, asked.from_)
@@ -230,9 +230,10 @@ def _local_subject(path: Path, asked: Question) -> Subject:
         transform = (asked.transform, Function.find(asked.transform, "transform").load())
     try:
         return store_subject(path, asked.batch_size, asked.access, asked.fields, transform)
-    except NotAStore as error:
-        again = f"bigconv bench {path} --stores h5,zarr,lmdb,mmap"
-        raise NotAStore(f"{error}.\nConvert a sample and measure that: {again}") from error
+    except NotAStore:
+        if kind not in ("hdf5", "zarr", "lmdb") or asked.transform is not None:
+            raise
+        return raw_subject([path], asked.batch_size, asked.access, fields=asked.fields)  # another program's
 
 
 def answer_for(subject: Subject, asked: Question, seconds: float, tick: Tick) -> Answer | None:

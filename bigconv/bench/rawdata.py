@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bigconv.errors import UsageError
+from bigconv import fsio
+from bigconv.errors import InputError, UsageError
+from bigconv.sources.base import Reject, Span
 
 
 class RawImages(Dataset[Any]):
@@ -65,6 +69,28 @@ class RawArrays(Dataset[Any]):
         return {name: torch.from_numpy(np.array(array[i])) for name, array in self._arrays.items()}
 
 
+class RawRows(Dataset[Any]):
+    """HDF5, Zarr or LMDB of another program: each row read, and decoded, when it is asked for.
+
+    A sample is a dict: tensors, and text as `str`. Each process opens the file for itself.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source, self._opened_by = source, 0
+
+    def __len__(self) -> int:
+        return int(self._source.inputs)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if self._opened_by != os.getpid():
+            self._source, self._opened_by = copy.copy(self._source), os.getpid()  # a copy has no open file
+        (item,) = self._source.read(Span(i, i + 1))
+        if isinstance(item, Reject):
+            raise InputError(f"{item.path}, row {item.row}: {item.error}")
+        cells: dict[str, Any] = item.row(0)
+        return {n: c if isinstance(c, str) else torch.from_numpy(np.array(c)) for n, c in cells.items()}
+
+
 def raw_dataset(source: Any, paths: list[Path], size: tuple[int, int] | None) -> tuple[Dataset[Any], list[Path]]:
     """The dataset over a source that has been found, and its files. Raises `UsageError` where there is none."""
     if size is not None and source.name != "images":
@@ -75,8 +101,14 @@ def raw_dataset(source: Any, paths: list[Path], size: tuple[int, int] | None) ->
         return RawArrayFolder(source), [Path(source.files.path(i)) for i in range(len(source.files))]
     if source.name == "arrays" and all(path.suffix == ".npy" for path in paths):
         return RawArrays(paths), paths
+    if source.name in ("hdf5", "zarr", "lmdb"):
+        return RawRows(source), [Path(file) for path in paths for file in ([path] if path.is_file() else _below(path))]
     option = f" --from {source.name}" if paths[0].is_dir() else ""
     raise UsageError(
         f"{paths[0]}: {source.name} files have no random access, so there is nothing to measure before conversion.\n"
         f"Convert a sample and measure that: bigconv bench {paths[0]}{option} --stores h5,zarr,lmdb,mmap"
     )
+
+
+def _below(folder: Path) -> list[Path]:
+    return [folder / name for name in fsio.files_below(folder)]

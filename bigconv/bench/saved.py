@@ -25,7 +25,7 @@ def saved(path: Path, asked: Question) -> tuple[list[Path], Question]:
     threaded = advice["loader"] == "Loader"
     workers = advice["threads"] if threaded else advice["num_workers"]
     prefetch = advice["prefetch" if threaded else "prefetch_factor"] or 2
-    fields = None if subject["kind"] == "raw" else tuple(subject["fields"])
+    fields = tuple(subject["fields"]) if subject.get("fields") else None
     resize = tuple(subject["resize"]) if subject.get("resize") else None
     return [data], replace(
         asked,

@@ -181,22 +181,31 @@ def raw_subject(
     access: str,
     size: tuple[int, int] | None = None,
     from_: str | None = None,
+    fields: Sequence[str] | None = None,
 ) -> Subject:
-    """Raw files, read one by one as people do today; `from_`: what they are, where a folder has several kinds.
+    """Raw files, read one by one as people do today; `from_`: what they are, where a folder has several kinds;
+    `fields`: of HDF5 and Zarr, the datasets to read.
 
     Raises `InputError` for what isn't recognised.
     """
     from bigconv.bench.rawdata import raw_dataset
     from bigconv.conversion.options import find_source
+    from bigconv.sources.foreign import UnequalRows
 
-    source = find_source(paths, from_, {}, {"sizes_matter": False})
+    columns = {} if fields is None else {"columns": list(fields)}
+    try:
+        source = find_source(paths, from_, columns, {"sizes_matter": False})
+    except UnequalRows as error:
+        raise InputError(
+            f"{error.why}.\nTake those that belong together: --fields {','.join(error.columns)}"
+        ) from error
     dataset, files = raw_dataset(source, list(paths), size)
     if batch_size is None:
         first = dataset[0]
         batch_size = _batch_size(sum(_bytes(value) for value in first.values()), len(dataset))  # type: ignore[arg-type]
     name = paths[0].name or str(paths[0])
     made = "...  # your own dataset of these files"
-    options = {"resize": size, "from": from_}
+    options = {"resize": size, "from": from_, "fields": None if fields is None else list(fields)}
     return _checked(Subject(name, "raw", dataset, tuple(files), batch_size, access, made, (), options))
 
 

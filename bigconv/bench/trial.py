@@ -135,8 +135,12 @@ def _limit(paths: Sequence[Path], choice: Choice, folder: Path, asked: Question,
 def _request(paths: Sequence[Path], choice: Choice, dest: Path, limit: int, asked: Question) -> Request:
     steps = (("resize", f"{asked.resize[0]}x{asked.resize[1]}"),) if asked.resize else ()
     policy = Policy(workers=processes.cores(), max_rejects="100%")
-    options: dict[str, Any] = {"keep_encoded": choice.keep_encoded, "label_from": None}
+    options: dict[str, Any] = {"keep_encoded": choice.keep_encoded, "label_from": None, "columns": _columns(asked)}
     return Request(tuple(paths), dest, from_=asked.from_, steps=steps, limit=limit, policy=policy, options=options)
+
+
+def _columns(asked: Question) -> list[str] | None:
+    return None if asked.fields is None else list(asked.fields)
 
 
 def _converted(
@@ -165,7 +169,7 @@ def _quick(asked: Question) -> Question:
 
 def _raw(paths: Sequence[Path], asked: Question) -> Subject:
     """The raw files, as people read them today."""
-    subject = raw_subject(paths, asked.batch_size, asked.access, asked.resize, asked.from_)
+    subject = raw_subject(paths, asked.batch_size, asked.access, asked.resize, asked.from_, asked.fields)
     return replace(subject, name=f"{subject.name}, raw files")
 
 
@@ -185,6 +189,8 @@ def _extra(paths: Sequence[Path], best: Answer, answers: Sequence[Answer], asked
         words += ["--from", asked.from_]
     if asked.resize:
         words += ["--resize", f"{asked.resize[0]}x{asked.resize[1]}"]
+    if asked.fields:
+        words += ["--columns", ",".join(asked.fields)]
     if best.facts["keep_encoded"]:
         words.append("--keep-encoded")
     others = [a for a in answers if a is not best and a.subject.kind == "store"]

@@ -67,7 +67,7 @@ def show_raw(out: Console, known: Subject) -> None:
     raw = known.raw
     assert raw is not None
     if raw.container is not None:
-        total = sum(d.stored or 0 for d in raw.datasets)
+        total = sum(d.stored or 0 for d in raw.datasets) or raw.readings[0].bytes
         _heading(out, known.name, f"{raw.container} · {text.plural(len(raw.datasets), 'array')} · {text.size(total)}")
         out.print(dataset_tree(raw.datasets), soft_wrap=False)
     elif len(raw.readings) > 1:
@@ -98,9 +98,9 @@ def _counted(reading: Reading) -> str:
 
 
 def _reading(out: Console, reading: Reading) -> None:
+    for line in reading.problem.splitlines():
+        _line(out, line, "yellow")
     if reading.rows is None:
-        for line in reading.problem.splitlines():
-            _line(out, line, "yellow")
         return
     schema = reading.rows.schema
     out.print(field_table(schema, {}))
@@ -152,7 +152,7 @@ def dataset_tree(datasets: Sequence[Dataset]) -> Tree:
         label = Text.assemble((text.printable(name) or "(all)", "bold"), *(f"  {part}" for part in about))
         details = _details(d)
         if details:
-            label.append("\n" + text.printable(details), "dim")
+            label.append("\n  " + text.printable(details), "dim")
         branch.add(label)
     left = sum(not d.private for d in datasets) - MOST_DATASETS
     if left > 0:
@@ -168,7 +168,7 @@ def _group(groups: dict[str, Tree], name: str) -> Tree:
 
 
 def _details(d: Dataset) -> str:
-    chunks = [] if d.chunks is None else [f"{d.chunk_count:,} chunks of {text.shape(d.chunks)}"]
+    chunks = [] if d.chunks is None else [f"{text.plural(d.chunk_count, 'chunk')} of {text.shape(d.chunks)}"]
     stored = [] if d.stored is None else [text.size(d.stored)]
     ratio = [] if d.ratio is None or 0.99 < d.ratio < 1.01 else [f"ratio {d.ratio:.2g}"]
     return " · ".join([*chunks, *d.filters, *stored, *ratio, *d.notes])

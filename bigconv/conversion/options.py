@@ -18,7 +18,7 @@ from bigconv.errors import InputError, NotAStore, StoreError, UsageError
 from bigconv.hashes import OPTION_OF, OPTIONS, XXH3
 from bigconv.schema import Schema, unknown
 from bigconv.sniff import looks_at
-from bigconv.sources import tiff_head
+from bigconv.sources import npy, tiff_head
 from bigconv.sources.base import Source, Span
 from bigconv.sources.filelist import following_links
 from bigconv.sources.kept_path import KeptPath
@@ -92,7 +92,9 @@ def recognise(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -
         raise InputError("several inputs must all be files or all be stores; give a folder on its own")
     for name, entry in registry.SOURCES.items():
         if entry.takes != "folder" and entry.extensions and all(_ends(p.name, entry.extensions) for p in paths):
-            return "geotiff" if name == "tiff" and tiff_head.source_for(os.fspath(paths[0])) == "geotiff" else name
+            if name == "tiff" and tiff_head.source_for(os.fspath(paths[0])) == "geotiff":
+                return "geotiff"
+            return "sparse" if name == "arrays" and all(npy.is_sparse(path) for path in paths) else name
     known = sorted({e for entry in registry.SOURCES.values() if entry.takes != "folder" for e in entry.extensions})
     odd = next((p for p in paths if not _ends(p.name, tuple(known))), None)
     if odd is None:
@@ -146,6 +148,9 @@ def _of_folder(path: Path) -> str:
         tiffs = [n for n in seen if _ends(n, registry.SOURCES["geotiff"].extensions)]
         chosen = tiff_head.source_for(min(tiffs)) if counts["images"] == len(tiffs) else "images"
         fits = [name for name in fits if name not in ("images", "tiff", "geotiff") or name == chosen]
+    if fits == ["array-folder"] and ends[".npz"] == counts["array-folder"]:
+        first = min(n for n in seen if _ends(n, (".npz",)))
+        return "sparse" if npy.is_sparse(first) else "array-folder"
     if len(fits) == 1:
         return fits[0]
     if fits:

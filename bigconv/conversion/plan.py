@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ class Plan:
             "steps": [step_config(step) for step in self.steps],
             "to": self.store.name,
             "options": store_config(self.store),
-            "read": dict(self.read),
+            "read": {key: _in_json(value) for key, value in self.read.items()},
         }
         if self.shards is not None:
             recipe["shards"] = dict(self.shards)
@@ -107,6 +108,11 @@ class Plan:
     def hash(self) -> str:
         """Hex SHA-256; equal for the same sources and recipe."""
         return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
+
+
+def _in_json(value: Any) -> Any:
+    """An option as JSON can hold it, which has no NaN: as text, which the source that has it understands."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_plan(

@@ -123,7 +123,8 @@ def _warnings(warnings: Sequence[Complaint]) -> list[str]:
     told = [
         f'<div class="warning"><p>{_text(w.problem)}'
         + (f' <span class="soft">({_text(", ".join(w.fields))})</span>' if any(w.fields) else "")
-        + f"</p><pre>{_lines(w.fix)}</pre></div>"
+        + "</p>"
+        + (f"<pre>{_lines(w.fix)}</pre></div>" if w.fix else "</div>")
         for w in warnings
     ]
     return ["<h2>Warnings</h2>", *told]

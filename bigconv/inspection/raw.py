@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigconv import registry
 from bigconv.conversion.options import find_source
@@ -17,6 +17,9 @@ from bigconv.errors import InputError, MissingPackage, SchemaError, UsageError
 from bigconv.inspection.datasets import Dataset, container, datasets
 from bigconv.inspection.source_rows import SourceRows
 from bigconv.view.opening import address
+
+if TYPE_CHECKING:
+    from bigconv.sources.foreign import UnequalRows
 
 EXAMPLES = 3  # files named a kind of misfit
 DEST = ".h5"
@@ -33,7 +36,10 @@ class Misfit:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One way to read the input: the source that recognises it, or why that can't read it."""
+    """One way to read the input: the source that recognises it, or why that can't read it.
+
+    Where only some of its arrays go together, `problem` says so, and `option` takes them.
+    """
 
     name: str
     rows: SourceRows | None
@@ -41,6 +47,7 @@ class Reading:
     bytes: int
     command: str
     problem: str = ""
+    option: str = ""
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"recognised": self.name, "files": self.files, "files_bytes": self.bytes}
@@ -48,6 +55,8 @@ class Reading:
             return {**out, "problem": self.problem}
         fields = self.rows.schema.to_json()
         source = self.rows.source.describe()
+        if self.problem:
+            out["problem"] = self.problem
         return {**out, "inputs": self.rows.count, "fields": fields, "source": source, "command": self.command}
 
 
@@ -87,7 +96,7 @@ def look(paths: Sequence[Path], from_: str | None = None) -> Raw:
     inside = container(paths[0]) if len(paths) == 1 else None
     found = tuple(datasets(paths[0])) if inside is not None else ()
     try:
-        readings = [_reading(paths, from_)]
+        readings = [_some_of(paths, from_)]
     except (InputError, SchemaError, UsageError) as error:
         kinds = _kinds(paths[0]) if from_ is None and len(paths) == 1 and paths[0].is_dir() and inside is None else []
         if len(kinds) < 2 and not found:
@@ -96,12 +105,29 @@ def look(paths: Sequence[Path], from_: str | None = None) -> Raw:
     return Raw(tuple(paths), inside, tuple(readings), tuple(_misfits(paths, readings)), found)
 
 
-def _reading(paths: Sequence[Path], from_: str | None, several: bool = False) -> Reading:
+def _some_of(paths: Sequence[Path], from_: str | None) -> Reading:
+    """All of the input, or those of its arrays that go together."""
+    from bigconv.sources.foreign import UnequalRows
+
+    try:
+        return _reading(paths, from_)
+    except UnequalRows as error:
+        return _reading(paths, from_, unequal=error)
+
+
+def _reading(
+    paths: Sequence[Path], from_: str | None, several: bool = False, unequal: UnequalRows | None = None
+) -> Reading:
     from bigconv.conversion.api import available_cores  # late: it brings all that converts
 
-    source = find_source(paths, from_, {}, {"workers": available_cores()})
+    options = {} if unequal is None else {"columns": unequal.columns}
+    source = find_source(paths, from_, options, {"workers": available_cores()})
     files = source.files
-    return Reading(source.name, SourceRows(source), len(files), int(files.sizes.sum()), _command(paths, from_, several))
+    option = "" if unequal is None else f" --columns {shlex.quote(','.join(unequal.columns))}"
+    command = _command(paths, from_, several) + option
+    problem = "" if unequal is None else str(unequal)
+    nbytes = int(files.sizes.sum())
+    return Reading(source.name, SourceRows(source), len(files), nbytes, command, problem, option)
 
 
 def _attempt(paths: Sequence[Path], name: str) -> Reading:

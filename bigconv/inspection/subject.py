@@ -66,7 +66,8 @@ class Subject:
         rejected = 0 if self.raw is None or self.raw.rows is None else self.raw.rows.rejected
         counts = {} if self.opened is None else self.opened.manifest.counts
         known = (self.paths[0], self.opened is not None, self.container, self.datasets, self.rows, stats, rejected)
-        return warnings(Facts(*known, counts, self._gaps(), self.unfinished))
+        option = None if self.raw is None or self.raw.rows is None else self.raw.readings[0].option
+        return warnings(Facts(*known, counts, self._gaps(), self.unfinished, option))
 
     @cached_property
     def unfinished(self) -> Unfinished | None:

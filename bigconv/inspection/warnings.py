@@ -31,7 +31,9 @@ SLOW = ("gzip", "bzip2", "deflate", "zlib", "lzma")
 
 @dataclass(frozen=True)
 class Complaint:
-    """A warning. `topic`: a word for programs; `fields`: whom it concerns, none for the whole; `fix`: what to type."""
+    """A warning. `topic`: a word for programs; `fields`: whom it concerns, none for the whole; `fix`: what to type,
+    empty where nothing would help.
+    """
 
     topic: str
     fields: tuple[str, ...]
@@ -56,6 +58,7 @@ class Facts:
     counts: Counts = default(default_factory=dict)  # rows of each class, as a manifest has them
     gaps: str | None = None  # what was not all there of what was, or would be, converted
     unfinished: Unfinished | None = None
+    option: str | None = None  # with which raw input is converted; None where it can't be
 
     @property
     def count(self) -> int | None:
@@ -69,8 +72,9 @@ def warnings(facts: Facts) -> list[Complaint]:
 
 
 def _convert(facts: Facts, suffix: str = ".h5", more: str = "") -> str:
-    name = "new" + suffix
-    return f"bigconv convert {shlex.quote(str(facts.path))} {name}{more}"
+    if not facts.ours and facts.option is None:
+        return ""
+    return f"bigconv convert {shlex.quote(str(facts.path))} new{suffix}{facts.option or ''}{more}"
 
 
 def _whole(facts: Facts) -> Iterator[Complaint]:
@@ -89,7 +93,7 @@ def _whole(facts: Facts) -> Iterator[Complaint]:
         yield Complaint("no-provenance", (), problem, f"bigconv convert SOURCE {shlex.quote(str(path))} --overwrite")
     if facts.gaps is not None:
         again = f"bigconv convert SOURCE {shlex.quote(str(path))} --overwrite" if facts.ours else _convert(facts)
-        yield Complaint("gaps", (), facts.gaps, f"{again}  # if they are lost, once they are back")
+        yield Complaint("gaps", (), facts.gaps, again and f"{again}  # if they are lost, once they are back")
     rejects = path.with_name(path.name + ".rejects.jsonl") if path.name else path
     if rejects.is_file():
         with rejects.open("rb") as file:
@@ -207,6 +211,9 @@ def _narrowed(facts: Facts, schema: Schema, fitting: Sequence[Field]) -> str:
     suffix = facts.path.suffix if facts.ours else ".h5"
     if not others:
         return _convert(facts, suffix, " --dtype float32")
+    if "dtypes" in getattr(getattr(facts.rows, "source", None), "options", ()):
+        told = shlex.quote(",".join(f"{f.name}=float32" for f in fitting))
+        return _convert(facts, suffix, f" --dtypes {told}")
     casts = ", ".join(f"{f.name!r}: row[{f.name!r}].astype('float32')" for f in fitting)
     code = f"def narrow(row): return {{**row, {casts}}}"
     return f"echo {shlex.quote(code)} > narrow.py\n{_convert(facts, suffix, ' --map narrow.py:narrow')}"

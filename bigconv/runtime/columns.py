@@ -24,6 +24,11 @@ def columns_of(batch: Sequence[Any]) -> tuple[Columns, type | None]:
             raise UsageError("a batch_transform has made the batch already: do without it, or without the collate_fn")
         found: Columns = {f.name: (f, batch._columns[f.name]) for f in batch._schema}
         return found, tuple if batch._as_tuple else dict
+    if isinstance(batch, Mapping):
+        raise UsageError(
+            "a collate function makes a batch of rows, and here it is stacked already, as with batch_size=None.\n"
+            "Give the sampler as batch_sampler="
+        )
     if len(batch) == 0:
         raise UsageError("a collate function needs at least one row")
     first = batch[0]

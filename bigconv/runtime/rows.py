@@ -106,7 +106,8 @@ def batch_column(field: Field, column: BatchColumn) -> Any:
         return tensor(column)
     raise SchemaError(
         f"field {field.name}: rows of different sizes can't be stacked ({_two_sizes(column)}).\n"
-        "Convert with --resize, give the DataLoader a collate_fn, or make them equal in a transform"
+        f"{'Convert with --resize, pad' if field.kind in ('image', 'encoded') else 'Pad'} them with "
+        "collate_fn=PadCollate(), or make them equal in a transform"
     )
 
 

@@ -19,7 +19,7 @@ from bigconv.errors import IncompleteStore, SchemaError, UsageError
 from bigconv.runtime.order import BatchOrder
 from bigconv.view.classes import class_counts, recorded_counts
 from bigconv.view.order import InOrder, Order, Permutation, epoch_order, random_bits, uniform
-from bigconv.view.splits import labels_of, view_of
+from bigconv.view.splits import labels_of, picked, view_of
 
 # what random numbers are for, apart from the uses in view/order.py
 _DRAWS, _RACE, _DEALT, _WITHIN, _BATCHES = range(16, 21)
@@ -81,11 +81,11 @@ class WeightedSampler(BatchOrder):
 class ClassBalancedSampler(BatchOrder):
     """Every class equally often (to within one row an epoch), in random order.
 
-    `labels`: `[rows]`, or a dataset whose `field` holds them: where its manifest counts the classes, they are read when
-    the first batch is asked for. `num_samples`: rows of an epoch over all ranks, else the number of rows. The rows of a
-    class all come before any of them comes again, also from epoch to epoch: of a large class each epoch sees the next
-    part. Without `replacement` no row comes twice in an epoch, which then has at most the smallest class's rows of each
-    class.
+    `labels`: `[rows]`, or a dataset or `Subset` whose `field` holds them: where its manifest counts the classes, they
+    are read when the first batch is asked for. `num_samples`: rows of an epoch over all ranks, else the number of rows.
+    The rows of a class all come before any of them comes again, also from epoch to epoch: of a large class each epoch
+    sees the next part. Without `replacement` no row comes twice in an epoch, which then has at most the smallest
+    class's rows of each class.
     """
 
     def __init__(
@@ -143,9 +143,10 @@ class ClassBalancedSampler(BatchOrder):
 class TokenBatchSampler(BatchOrder):
     """Batches of as many rows as `max_tokens` allow, of rows of similar length; each an int64 array of row numbers.
 
-    `lengths`: `[rows]`, or a dataset whose ragged `field` (its only one, if not given) has them. A batch costs its
-    rows times the longest of them (`padded`), or their sum. Rows are shuffled, sorted by length within `window` rows
-    and cut; the batches of a window come in random order. Without `shuffle` rows stay in order and are only cut.
+    `lengths`: `[rows]`, or a dataset or `Subset` whose ragged `field` (its only one, if not given) has them. A batch
+    costs its rows times the longest of them (`padded`), or their sum. Rows are shuffled, sorted by length within
+    `window` rows and cut; the batches of a window come in random order. Without `shuffle` rows stay in order and are
+    only cut.
 
     Every row comes once an epoch over all ranks; with `drop_last` and `pad`, which leave out or repeat whole batches,
     all ranks have equally many. Raises `UsageError` for a row longer than `max_tokens`.
@@ -247,6 +248,9 @@ class TokenBatchSampler(BatchOrder):
 
 def lengths_of(lengths: Any, field: str | None) -> Index:
     """int64 `[rows]`: lengths as given, or the items in each row of a dataset's ragged field."""
+    whole, rows = picked(lengths)
+    if rows is not None:
+        return lengths_of(whole, field)[rows]
     view = view_of(lengths)
     if view is None:
         values = np.asarray(lengths)

@@ -51,8 +51,12 @@ class Arrays:
             rows[file.where] = file.shape[at]
             fields.append(field_of(name, file.dtype, file.shape[:at] + file.shape[at + 1 :], file.where))
         if len(set(rows.values())) > 1:
-            listed = ", ".join(f"{where} has {n}" for where, n in rows.items())
-            raise InputError(f"arrays of one store need equal rows along axis {axis}: {listed}")
+            (a, n), *others = rows.items()
+            b, m = next(pair for pair in others if pair[1] != n)
+            raise InputError(
+                f"arrays named one by one make one field each, and need equal rows along axis {axis}: "
+                f"{a} has {n}, {b} has {m}.\nTo read files one after another, name their folder with --rows"
+            )
         return cls(tuple(files.values()), FileList.named(paths), tuple(files), axis, Schema(tuple(fields)))
 
     @property

@@ -110,7 +110,7 @@ def parse_pack(pack: Pack) -> dict[str, tuple[str, ...]]:
 
 
 def parse_dtypes(dtypes: Mapping[str, str] | Sequence[str] | None) -> dict[str, Any]:
-    """`{"zip": "text"}` or `["zip=text"]` → Arrow types of columns, for files that don't say them."""
+    """`{"zip": "text"}` or `["zip=text,day=timestamp"]` → Arrow types of columns, for files that don't say them."""
     if dtypes is None:
         return {}
     items: list[tuple[str, str]] = []
@@ -118,10 +118,10 @@ def parse_dtypes(dtypes: Mapping[str, str] | Sequence[str] | None) -> dict[str, 
         items = list(dtypes.items())
     else:
         for text in [dtypes] if isinstance(dtypes, str) else dtypes:
-            name, equals, dtype = text.rpartition("=")
-            if not equals or not name:
-                raise UsageError(f"--dtypes {text}: expected COLUMN=DTYPE")
-            items.append((name, dtype))
+            pairs = re.findall(r"(.+?)=([^=,]+)(?:,|$)", text, re.DOTALL)
+            if ",".join("=".join(pair) for pair in pairs) != text:
+                raise UsageError(f"--dtypes {text}: expected COLUMN=DTYPE,COLUMN=DTYPE,…")
+            items += pairs
     out = {}
     for name, dtype in items:
         if dtype not in TEXT_DTYPES:

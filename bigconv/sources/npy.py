@@ -136,6 +136,15 @@ def read_header(stream: IO[bytes], where: str) -> tuple[str, tuple[int, ...], bo
     return dtype.str, shape, fortran, 8 + (4 if wide else 2) + size
 
 
+def is_sparse(path: str | Path) -> bool:
+    """Whether `scipy.sparse.save_npz` made it: its members say so."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"format.npy", "shape.npy", "data.npy"} <= set(archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def array_files(path: Path) -> list[ArrayFile]:
     """The arrays in a `.npy` or `.npz` file, by their headers alone. Raises `InputError`, also when it is cut short."""
     where = str(path)

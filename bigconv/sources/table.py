@@ -92,11 +92,12 @@ class Layout:
         found: Sequence[Column],
         columns: Sequence[str] | None = None,
         pack: Pack = None,
-        fill: float | None = None,
+        fill: float | str | None = None,
     ) -> Layout:
         """Choose, order and pack. `columns`: the fields wanted, packs included, in this order (all, in the file's
         order); `pack`: field → numeric columns that make its rows, or `*`: all numeric ones that are neither in
-        `columns` nor in another pack. Columns that are packed are no fields of their own.
+        `columns` nor in another pack. Columns that are packed are no fields of their own. `fill`: a number;
+        as text, where a recipe has `nan`.
 
         Raises `UsageError` for what makes no sense, `InputError` for columns that can't be fields.
         """
@@ -128,7 +129,8 @@ class Layout:
             packed.append(name in members)
             chosen.append(members.get(name) or (known[name],))
             fields.append(packed_field(name, chosen[-1]) if packed[-1] else field_of(known[name]))
-        return cls(tuple(chosen), tuple(packed), fill, Schema(tuple(fields)))
+        number = float(fill) if isinstance(fill, str) else fill
+        return cls(tuple(chosen), tuple(packed), number, Schema(tuple(fields)))
 
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps: Arrow types of what is read, what is packed, and with what holes are filled."""
@@ -236,7 +238,8 @@ class Layout:
                 return filler
         except (OverflowError, ValueError):
             pass
-        raise UsageError(f"--fill {self.fill} can't stand in column {column.name}, which is {dtype}")
+        wider = f".\n--dtypes {column.name}=float64 makes room in CSV and JSON lines" if dtype.kind in "iu" else ""
+        raise UsageError(f"--fill {self.fill} can't stand in column {column.name}, which is {dtype}{wider}")
 
 
 def batch_of(table: Any) -> Any:

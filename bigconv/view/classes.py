@@ -13,7 +13,7 @@ from bigconv.view.splits import labels_of, view_of
 def class_counts(labels: Any, field: str = "label") -> dict[Any, int]:
     """Class → rows, for the classes that have any, in order of their labels.
 
-    `labels`: `[rows]`, or a dataset or view whose `field` holds them. Nothing is read where the
+    `labels`: `[rows]`, or a dataset, `Subset` or view whose `field` holds them. Nothing is read where the
     rows were counted as they were written.
     """
     known = recorded_counts(labels, field)

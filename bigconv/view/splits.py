@@ -20,9 +20,9 @@ def stratified_split(
 ) -> list[Index]:
     """Rows in parts of the given fractions, with each class's share in every part within one row of its fraction.
 
-    `labels`: `[rows]`, or a dataset or view whose `field` holds them. `groups`: `[rows]` or a field's name; rows of
-    one group are never split, and classes are shared out as evenly as whole groups allow. The parts are int64 row
-    numbers, rising, together every row once. Raises `UsageError` for a part that would get no row.
+    `labels`: `[rows]`, or a dataset, `Subset` or view whose `field` holds them. `groups`: `[rows]` or a field's name;
+    rows of one group are never split, and classes are shared out as evenly as whole groups allow. The parts are int64
+    row numbers, rising, together every row once. Raises `UsageError` for a part that would get no row.
     """
     values = labels_of(labels, field)
     part = dealt(len(values), fractions, values, _of_rows(labels, groups, len(values), "groups"), seed)
@@ -34,7 +34,7 @@ def k_fold(
 ) -> list[tuple[Index, Index]]:
     """`k` pairs (train, validation) of int64 row numbers, rising; each row is in one validation part.
 
-    `rows`: their number, or a dataset or view. `stratify`: labels `[rows]` or a field's name, each class then
+    `rows`: their number, or a dataset, `Subset` or view. `stratify`: labels `[rows]` or a field's name, each class then
     within one row of equal in all folds. `groups`: `[rows]` or a field's name; rows of one group are never split.
     Raises `UsageError` for more folds than rows, or than groups.
     """
@@ -115,6 +115,9 @@ def labels_of(labels: Any, field: str) -> Array:
 
     Raises `UsageError` or `SchemaError` where that isn't one value a row.
     """
+    whole, rows = picked(labels)
+    if rows is not None:
+        return labels_of(whole, field)[rows]
     view = view_of(labels)
     if view is None:
         values = np.asarray(labels)
@@ -134,10 +137,20 @@ def labels_of(labels: Any, field: str) -> Array:
 def _of_rows(rows: Any, given: Any, count: int, what: str) -> Array | None:
     if given is None:
         return None
-    values = labels_of(rows, given) if isinstance(given, str) and view_of(rows) is not None else labels_of(given, "")
+    stored = isinstance(given, str) and view_of(picked(rows)[0]) is not None
+    values = labels_of(rows, given) if stored else labels_of(given, "")
     if len(values) != count:
         raise UsageError(f"{what}: {len(values)} values for {count} rows")
     return values
+
+
+def picked(rows: Any) -> tuple[Any, Index | None]:
+    """The dataset behind a `Subset` of torch's, or several in one another, and its int64 row numbers, else None."""
+    numbers: Index | None = None
+    while hasattr(rows, "dataset") and hasattr(rows, "indices"):
+        of = np.asarray(rows.indices, np.int64)
+        rows, numbers = rows.dataset, of if numbers is None else of[numbers]
+    return rows, numbers
 
 
 def view_of(rows: Any) -> StoreView | None:

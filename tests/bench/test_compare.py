@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import shlex
@@ -10,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import lmdb
 import numpy as np
 import pytest
+import torch
+import zarr
 from PIL import Image
 
 import bigconv
@@ -232,6 +237,36 @@ def test_raw_arrays_against_their_store(tmp_path: Path) -> None:
     for i in range(20):
         np.save(folder / f"{i:02}.npy", rng.random(5))
     assert api.bench([folder], Question((0,), 4, seconds=0.3)).winner.subject.rows == 20
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".zarr", ".lmdb"])
+def test_another_programs_file_against_its_store(tmp_path: Path, suffix: str) -> None:
+    """Read row by row, by any number of workers, it has the rows of its conversion."""
+    path = tmp_path / f"theirs{suffix}"
+    x = np.random.default_rng(0).integers(0, 255, (120, 40), dtype=np.uint8)
+    if suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["x"], file["mean"] = x, np.zeros(3)
+    elif suffix == ".zarr":
+        zarr.save_group(path, x=x, mean=np.zeros(3))
+    else:
+        with lmdb.open(str(path), map_size=1 << 20) as env, env.begin(write=True) as txn:
+            for i, row in enumerate(x):
+                buffer = io.BytesIO()
+                np.save(buffer, row)
+                txn.put(b"%04d" % i, buffer.getvalue())
+    fields = None if suffix == ".lmdb" else ("x",)
+    if fields:
+        with pytest.raises(InputError, match=r"equal rows.*\n.*--fields x"):
+            api.bench([path], Question((0,), 32, seconds=0.3))
+    bigconv.convert(path, tmp_path / "ours.mmap", workers=0, columns=fields)
+    report = api.bench([path, tmp_path / "ours.mmap"], Question((0, 1), 32, fields=fields, seconds=0.8))
+    assert {answer.subject.kind for answer in report.answers} == {"raw", "store"}
+    raw, (name,) = report.answers[0].subject.dataset, fields or ("array",)
+    assert all(torch.equal(raw[i][name], torch.from_numpy(x[i])) for i in (0, 119))
+    tried = trial([path], ["mmap"], Question((0,), 32, fields=fields, seconds=0.8))
+    assert [answer.subject.kind for answer in tried.answers] == ["store", "raw"]
+    assert tried.extra["convert"] == f"bigconv convert {path} train.mmap" + (" --columns x" if fields else "")
 
 
 def test_workload_tells_how_busy_accelerators_are() -> None:

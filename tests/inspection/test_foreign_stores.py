@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,3 +175,29 @@ def test_a_fix_mends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.warnings() == []
     assert known.rows is not None
     assert [f.dtype for f in known.rows.schema] == ["float32", "int64"]
+
+
+def test_a_fix_takes_what_goes_together(tmp_path: Path) -> None:
+    """A file with a vector of means beside its rows; and one for which there is nothing to type."""
+    path, pickles = tmp_path / "mean.h5", tmp_path / "pickles.lmdb"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=RNG.normal(size=(200, 2000)), chunks=(100, 2000), compression="gzip")
+        file["y"], file["mean"] = np.arange(200), np.zeros(3)
+    known = subject([path])
+    assert known.raw is not None
+    assert known.rows is not None
+    assert known.rows.count == 200
+    (reading,) = known.raw.readings
+    assert reading.command.endswith(" --columns x,y")
+    assert "3 in mean" in reading.problem
+    found = topics(path)
+    assert found["slow-codec"] == f"bigconv convert {path} new.h5 --columns x,y"
+    assert found["float64"].endswith(f"bigconv convert {path} new.h5 --columns x,y --map narrow.py:narrow")
+    with lmdb.open(str(pickles), map_size=1 << 20) as env, env.begin(write=True) as txn:
+        txn.put(b"0", pickle.dumps((1, 2)))
+    assert topics(pickles) == {"no-manifest": ""}
+
+
+def test_the_fix_for_a_tables_floats(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("price,volume\n1.25,7\n2.5,8\n")
+    assert topics(tmp_path / "t.csv")["float64"].endswith("t.csv new.h5 --dtypes price=float32")

@@ -425,3 +425,8 @@ def _equal(a: Any, b: Any) -> bool:
     if a.is_nested:
         return all(same(x, y) for x, y in zip(a.unbind(), b.unbind(), strict=True))
     return same(a.to_dense(), b.to_dense()) if a.layout == torch.sparse_csr else same(a, b)
+
+
+def test_a_batch_that_is_stacked_already() -> None:
+    with pytest.raises(UsageError, match=r"stacked already.*\n.*batch_sampler="):
+        PadCollate()({"x": torch.zeros(2, 3)})  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from bigconv.block import Block, Ragged
 from bigconv.errors import IncompleteStore, SchemaError, UsageError
@@ -19,7 +19,7 @@ from bigconv.runtime.samplers import ClassBalancedSampler, TokenBatchSampler, We
 from bigconv.schema import Field, Schema
 from bigconv.view import classes as classes_module
 from bigconv.view.classes import class_counts
-from bigconv.view.splits import labels_of
+from bigconv.view.splits import k_fold, labels_of
 
 Make = Callable[..., Path]
 pytestmark = [
@@ -241,6 +241,23 @@ def test_classes_of_a_store(make_store: Make, suffix: str) -> None:
         ClassBalancedSampler(dataset, 10, field="x")
     with pytest.raises(UsageError, match="no rows"):
         ClassBalancedSampler([], 10)
+
+
+def test_balanced_within_a_fold(make_store: Make) -> None:
+    """A `Subset`, and one of that: the classes of its rows, whatever a transform makes of a row."""
+    schema = Schema((Field("x", "uint8", (3,)), Field("label", "int64", (), "label")))
+    path = make_store(Block(schema, {"x": np.zeros((90, 3), np.uint8), "label": LABELS}), ".h5")
+    dataset = StoreDataset(path, fields=("x", "label"), transform=lambda row: (row[0].float(), row[1]))
+    train, _ = k_fold(dataset, 5, stratify="label", seed=1)[0]
+    fold = Subset(dataset, train)
+    assert class_counts(fold) == {0: 48, 1: 20, 5: 4}
+    inner, held = k_fold(fold, 4, stratify="label")[0]
+    assert class_counts(Subset(fold, held.tolist())) == {0: 12, 1: 5, 5: 1}
+    for rows, part in ((train, fold), (train[inner], Subset(fold, inner))):
+        sampler = ClassBalancedSampler(part, 9, seed=1)
+        assert rows_of(sampler) == rows_of(ClassBalancedSampler(LABELS[rows], 9, seed=1))
+        labels = torch.cat([label for _, label in DataLoader(part, batch_sampler=sampler)])
+        assert set(np.unique(labels, return_counts=True)[1]) <= {len(rows) // 3}
 
 
 # -- tokens ---------------------------------------------------------------------------------------------------------

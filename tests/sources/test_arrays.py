@@ -153,7 +153,7 @@ def test_axes(tmp_path: Path) -> None:
     for axis in (2, -3):
         with pytest.raises(InputError, match=rf"x.npy: no axis {axis} in an array of shape \(3, 4\)"):
             Arrays.find([tmp_path / "x.npy"], axis=axis)
-    with pytest.raises(InputError, match=r"equal rows along axis 0: .*x\.npy has 3, .*y\.npy has 4"):
+    with pytest.raises(InputError, match=r"equal rows along axis 0: .*x\.npy has 3, .*y\.npy has 4\.\n.* --rows"):
         Arrays.find([tmp_path / "x.npy", tmp_path / "y.npy"])
     assert Arrays.find([tmp_path / "x.npy", tmp_path / "y.npy"], axis=-1).inputs == 4
     np.save(tmp_path / "scalar.npy", np.float32(3))

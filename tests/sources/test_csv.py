@@ -274,7 +274,10 @@ def test_dtypes_are_what_was_asked_for(tmp_path: Path) -> None:
     source = Csv.find([path], dtypes={"a": "float32", "b": "int8", "c": "text", "when": "timestamp"})
     assert [f[1] for f in fields(source)] == ["float32", "int8", "uint8", "int64"]
     assert values(source) == {"a": [1, 2], "b": [7, 8], "c": ["3", "4"], "when": [1704164645000000, 0]}
-    for wrong in ({"a": "complex64"}, {"A": "int8"}, ["a"], ["=int8"]):
+    assert Csv.find([path], dtypes="a=float32,b=int8,c=text").schema["c"].kind == "text"
+    written(tmp_path / "odd.csv", 'a,"b,c=d"\n1,2\n')
+    assert Csv.find([tmp_path / "odd.csv"], dtypes=["a=int8,b,c=d=float32"]).schema["b,c=d"].dtype == "float32"
+    for wrong in ({"a": "complex64"}, {"A": "int8"}, ["a"], ["=int8"], ["a=int8,"], ["a=int8,b"]):
         with pytest.raises(UsageError, match=r"--dtypes|unknown"):
             Csv.find([path], dtypes=wrong)
 
@@ -561,3 +564,17 @@ def test_convert_tells_of_a_stray_word(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["warnings"] == list(Csv.find([path], columns=["n"]).notes)
     with pytest.raises(FindingsError, match=r"t\.csv: line 6: column n"):  # what the hint says
         Request((path,), tmp_path / "m.h5", options={"columns": ["n"], "dtypes": ["n=int64"]}).run()
+
+
+def test_holes_filled_with_nan(tmp_path: Path) -> None:
+    """JSON has no NaN, and recipes are JSON."""
+    path = written(tmp_path / "t.csv", "a,b\n1,2.5\n2,\n")
+    command = ["convert", str(path), str(tmp_path / "a.mmap"), "--pack", "x=*", "--fill", "nan", "--workers", "0"]
+    for told in ("rows", "unchanged, skipped"):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert told in result.output
+    again = ["convert", str(path), str(tmp_path / "b.mmap"), "--recipe", str(tmp_path / "a.mmap"), "--workers", "0"]
+    assert CliRunner().invoke(app, again).exit_code == 0
+    for name in ("a.mmap", "b.mmap"):
+        assert np.array_equal(np.load(tmp_path / name / "x.npy"), [[1, 2.5], [2, np.nan]], equal_nan=True)

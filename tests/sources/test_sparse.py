@@ -14,6 +14,7 @@ import scipy.sparse
 from sklearn.datasets import dump_svmlight_file, load_svmlight_file
 
 from bigconv.block import Block
+from bigconv.conversion.options import recognise
 from bigconv.errors import InputError, UsageError
 from bigconv.sources import lines, sparse_entries
 from bigconv.sources.base import Reject, Span
@@ -102,6 +103,19 @@ def test_every_dtype(tmp_path: Path, form: str, dtype: str) -> None:
     made.data = made.data.astype(dtype)
     scipy.sparse.save_npz(tmp_path / "a.npz", made)
     same(rows(Sparse.find([tmp_path / "a.npz"]))[0], expected(made.astype(made.dtype.newbyteorder("=")).tocsr()))
+
+
+def test_they_are_recognised_by_their_members(tmp_path: Path) -> None:
+    for name in ("1.npz", "2.npz"):
+        scipy.sparse.save_npz(tmp_path / name, matrix(3))
+    np.savez(tmp_path / "own.npz", x=np.zeros((3, 2)))
+    one, two, own = (tmp_path / name for name in ("1.npz", "2.npz", "own.npz"))
+    assert recognise([one]) == recognise([one, two]) == "sparse"
+    assert recognise([own]) == recognise([one, own]) == "arrays"
+    own.unlink()
+    assert recognise([tmp_path]) == "sparse"
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    assert recognise([tmp_path]) == "array-folder"
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
