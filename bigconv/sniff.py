@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 
 _KNOWN = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the file: git lfs pull fetches it"),
@@ -27,6 +29,8 @@ def looks(head: bytes) -> str:
         return "an empty file"
     if not any(head):
         return "nothing but zeros, as an interrupted copy leaves it"
+    if re.match(rb"\s*\[\s*\{", head):
+        return "one list in JSON: jq -c '.[]' FILE > FILE.jsonl makes a line of each object"
     start = head.lstrip().lower() if head[:1].isspace() or head[:1] == b"<" else head
     return next((what for magic, what in _KNOWN if start.startswith(magic)), f"starts with {head[:16]!r}")
 
@@ -35,6 +39,16 @@ def looks_at(path: str) -> str:
     """The same of a file. Raises `OSError`."""
     with open(path, "rb") as file:
         return looks(file.read(64))
+
+
+def saved_by_scipy(path: str) -> bool:
+    """Whether an .npz is one sparse matrix (`scipy.sparse.save_npz`), by the names of its members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return False
+    return {"format.npy", "shape.npy", "data.npy"} <= names and bool({"indptr.npy", "row.npy"} & names)
 
 
 def not_json(raw: bytes, error: Exception) -> str:

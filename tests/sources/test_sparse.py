@@ -14,6 +14,7 @@ import scipy.sparse
 from sklearn.datasets import dump_svmlight_file, load_svmlight_file
 
 from bigconv.block import Block
+from bigconv.conversion.options import recognise
 from bigconv.errors import InputError, UsageError
 from bigconv.sources import lines, sparse_entries
 from bigconv.sources.base import Reject, Span
@@ -151,6 +152,14 @@ def test_more_columns_than_int32_counts(tmp_path: Path) -> None:
     scipy.sparse.save_npz(tmp_path / "a.npz", wide)
     ((row,), _) = rows(Sparse.find([tmp_path / "a.npz"]))
     assert (row["indices"].dtype, row["indices"].tolist()) == (np.int64, [1 << 40])
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+def test_a_matrix_is_recognised_by_its_members(tmp_path: Path, form: str) -> None:
+    scipy.sparse.save_npz(tmp_path / "m.npz", matrix(5).asformat(form))
+    np.savez(tmp_path / "a.npz", data=np.zeros(3), shape=np.zeros(3))
+    assert recognise([tmp_path / "m.npz"]) == "sparse"
+    assert recognise([tmp_path / "a.npz"]) == "arrays"
 
 
 def test_other_matrices_are_refused_with_the_way_out(tmp_path: Path) -> None:
