@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -343,3 +344,31 @@ def test_a_reader_that_leaves_is_no_finding(images: Path, tmp_path: Path) -> Non
     process.stdout.close()
     assert (process.wait(60), process.stderr.read()) == (141, b"")
     process.stderr.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sh")
+def test_streams_that_are_closed_or_full(images: Path, tmp_path: Path) -> None:
+    """Of a closed one, no store gets the number; what a full disk cuts off is no bug, nor findings."""
+    program = f"{sys.executable} -c 'from bigconv.cli.app import main; main()'"
+
+    def shell(words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-c", f"{program} {words}"], capture_output=True, text=True, check=False)
+
+    assert shell(f"convert {images} {tmp_path}/a.h5 >&- 2>&- <&-").returncode == 0
+    assert len(bigconv.open(tmp_path / "a.h5")) == 6
+    assert shell(f"convert nothing {tmp_path}/b.h5 2>&-").returncode == 2
+    if Path("/dev/full").exists():
+        for words in (f"inspect {tmp_path}/a.h5", f"inspect {tmp_path}/a.h5 --json", "--help"):
+            done = shell(f"{words} > /dev/full")
+            assert (done.returncode, done.stderr) == (2, "bigconv: stdout: can't be written: No space left on device\n")
+        assert shell(f"convert nothing {tmp_path}/b.h5 2> /dev/full").returncode == 2
+
+
+def test_names_on_one_line(tmp_path: Path) -> None:
+    """Also one that holds a line break, and one whose bytes are no text: what is shown can be pasted."""
+    np.save(tmp_path / "x.npy", np.arange(3))
+    for name in ("a\nb.h5", os.fsdecode(b"\xff.h5")):
+        shown = done(tmp_path / "x.npy", tmp_path / name).splitlines()
+        assert f"{ascii(name)[1:-1]}: 3 rows" in shown[0]
+        said = shown[-1][shown[-1].index("(") + 1 : shown[-1].rindex(", fields")]
+        assert Path(ast.literal_eval(said)) == tmp_path / name
