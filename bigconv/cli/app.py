@@ -28,6 +28,8 @@ app.command("inspect", cls=help.Command)(inspect.command)
 app.command("bench", cls=help.Command)(bench.command)
 
 REFUSED = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+PRINTERS = ("click", "typer", "rich", "tqdm")
 BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -36,10 +38,13 @@ def main() -> None:
     debug = "--debug" in sys.argv
     _open_streams()
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="bigconv", standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], prog_name="bigconv", standalone_mode=False)
+        if code == INTERRUPTED:  # typer's own, for Ctrl-C
+            _say("interrupted")
+        sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except SystemExit as ended:
         # typer ends with 1 when the pipe is closed, which here would mean findings; it leaves this wrapper behind
         if ended.code == 1 and "PacifyFlush" in type(sys.stdout).__name__:
@@ -58,6 +63,11 @@ def main() -> None:
         ):  # what typer raises for what was typed; each of its versions has it elsewhere
             _say(_typed_wrong(error))
             sys.exit(REFUSED)
+        if isinstance(error, BrokenPipeError) and not _printing(error):
+            _say(
+                "a process that this one had started is gone; out of memory? The same command goes on where it stopped"
+            )
+            sys.exit(REFUSED)
         if isinstance(error, BrokenPipeError):
             sys.exit(READER_LEFT)
         if isinstance(error, OSError) and _printing(error):
@@ -71,8 +81,8 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Open what is closed of the standard streams, on nothing. Else the next file, a store, would get the number of one,
-    and with it what libraries print."""
+    """Open what is closed of the standard streams, on nothing. Else the next file, a store, would get the number of
+    one, and with it what libraries print."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             made = os.open(os.devnull, os.O_RDWR)
@@ -85,7 +95,7 @@ def _open_streams() -> None:
 def _printing(error: BaseException) -> bool:
     """Whether it was raised by what prints for us, as on a full disk that stdout leads to."""
     *_, (frame, _) = walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("click", "typer", "rich")
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in PRINTERS
 
 
 def _typed_wrong(error: Any) -> str:
