@@ -464,3 +464,11 @@ def test_small_chunks_of_small_rows_take_no_giant_index(tmp_path: Path, compress
     write(tmp_path / "a.zarr", block, Zarr(compress=compress, chunk=1))
     assert sum(fsio.files_below(tmp_path / "a.zarr").values()) < 300_000
     assert cases.same_block(bigconv.open(tmp_path / "a.zarr")[:], block)
+
+
+def test_a_chunk_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    """Uncompressed, it is written whole however few rows there are."""
+    for store in (Zarr(chunk=10**9), Zarr(chunk=10**9, compress="lz4")):
+        with pytest.raises(UsageError, match="give --chunk fewer rows"):
+            store.create(tmp_path / "a.zarr", MIXED, 100)
+    assert list(tmp_path.iterdir()) == []
