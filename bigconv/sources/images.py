@@ -25,6 +25,11 @@ from bigconv.sources.labels import Classes, class_names, numbered, told_of
 from bigconv.sources.room import Room
 
 EXTENSIONS = registry.SOURCES["images"].extensions
+#: Pictures, too, that a folder may hold beside others without anybody knowing that they are not taken.
+UNREAD = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".ico", ".psd", ".exr", ".hdr", ".svg", ".pcx", ".dds"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)
 RATIO = 8  # of a photo's pixels to its file, about: spans are planned before anything is decoded
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
@@ -49,6 +54,7 @@ class ImageFolder:
     schema: Schema
     labels: Index | None
     label_from: str
+    notes: tuple[str, ...] = ()  # pictures that nothing here decodes
 
     @classmethod
     def find(
@@ -72,9 +78,21 @@ class ImageFolder:
         if len(paths) != 1 or not paths[0].is_dir():
             raise InputError("images are converted from one folder; give that folder alone")
         root = paths[0]
-        files = FileList.below(root, lambda name: name.lower().endswith(EXTENSIONS))
+        others: Counter[str] = Counter()
+
+        def wanted(name: str) -> bool:
+            if name.lower().endswith(EXTENSIONS):
+                return True
+            others[os.path.splitext(name)[1].lower()] += 1
+            return False
+
+        files = FileList.below(root, wanted)
         if not len(files):
             raise InputError(_nothing(root))
+        unread = ", ".join(f"{others[end]:,} {end}" for end in UNREAD if others[end])
+        notes = (
+            (f"left out, as no decoder here reads them: {unread}. Convert them to PNG or JPEG first",) if unread else ()
+        )
         label_from, names = class_names(files, label_from, cls.name)
         if keep_encoded:
             fields = [Field("image", "uint8", (None,), kind="encoded")]
@@ -87,7 +105,7 @@ class ImageFolder:
             fields.append(label)
         elif classes is not None:
             raise UsageError("--classes needs labels: say where they come from with --label-from")
-        return cls(files, Schema(tuple(fields)), labels, label_from)
+        return cls(files, Schema(tuple(fields)), labels, label_from, notes)
 
     @property
     def inputs(self) -> int:
