@@ -22,6 +22,7 @@ from bigconv.sources import npy, tiff_head
 from bigconv.sources.base import Source, Span
 from bigconv.sources.filelist import following_links
 from bigconv.sources.kept_path import KeptPath
+from bigconv.sources.tokenized import Tokenized
 from bigconv.transforms.base import Transform
 from bigconv.transforms.base import config as step_config
 
@@ -52,6 +53,8 @@ def find_source(
     name = name or recognise(paths, options)
     source = registry.load("source", name)
     given = {key: value for key, value in options.items() if value is not None and value is not False}
+    # of tables too, whose texts it makes tokens of
+    tokenizer = given.pop("tokenizer", None) if "columns" in source.options else None
     for key in given:
         if key not in (*source.options, *GENERAL):
             raise UsageError(f"--{key.replace('_', '-')} has no meaning for {name} input")
@@ -59,6 +62,8 @@ def find_source(
     spared = {key: value for key, value in (hints or {}).items() if key in getattr(source, "hints", ())}
     with following_links() if given.get("follow_links") else nullcontext():
         found: Source = source.find(paths, **known, **spared)
+    if tokenizer is not None:
+        found = cast("Source", Tokenized.typed(found, str(tokenizer)))
     if given.get("keep_path"):
         found = cast("Source", KeptPath(found))
     if found.inputs == 0:

@@ -26,7 +26,7 @@ from bigconv.block import Array, Block, Column, Index, Ragged
 from bigconv.digest import little_endian
 from bigconv.errors import InputError, SchemaError, UsageError
 from bigconv.schema import Field, Schema, unknown
-from bigconv.sources.base import SPAN_BYTES, Reject, Span, origins
+from bigconv.sources.base import SPAN_BYTES, OnlySome, Reject, Span, origins
 from bigconv.sources.filelist import FileList
 from bigconv.sources.npy import field_of
 from bigconv.sources.rowwise import woven
@@ -270,14 +270,6 @@ def chosen(found: Sequence[Dataset], columns: Sequence[str] | None, where: str) 
     return datasets
 
 
-class UnequalRows(InputError):
-    """Datasets that can't make one store. `columns`: those with the most bytes that can."""
-
-    def __init__(self, why: str, columns: Sequence[str]) -> None:
-        super().__init__(f"{why}.\nTake those that belong together: --columns {','.join(columns)}")
-        self.why, self.columns = why, list(columns)
-
-
 def _rows(datasets: Sequence[Dataset], axis: int, where: str) -> int:
     by_rows: dict[int, list[Dataset]] = defaultdict(list)
     for d in datasets:
@@ -285,7 +277,7 @@ def _rows(datasets: Sequence[Dataset], axis: int, where: str) -> int:
     if len(by_rows) > 1:
         told = "; ".join(f"{rows} in {_some(ds)}" for rows, ds in sorted(by_rows.items(), reverse=True)[:4])
         largest = max(by_rows.values(), key=lambda ds: sum(math.prod(d.shape) * max(1, d.item_bytes) for d in ds))
-        raise UnequalRows(
+        raise OnlySome(
             f"{where}: datasets of one store need equal rows along axis {axis}: {told}", [d.name for d in largest]
         )
     return next(iter(by_rows))

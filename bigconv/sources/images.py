@@ -28,6 +28,7 @@ EXTENSIONS = registry.SOURCES["images"].extensions
 RATIO = 8  # of a photo's pixels to its file, about: spans are planned before anything is decoded
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 SLOW_SECONDS = 20e-6  # a header that takes longer isn't in memory: looking itself takes 4 us
 ROOM_BYTES = SPAN_BYTES + SPAN_BYTES // 4  # of a block of images of any size: the last one reaches over
 
@@ -88,6 +89,15 @@ class ImageFolder:
         elif classes is not None:
             raise UsageError("--classes needs labels: say where they come from with --label-from")
         return cls(files, Schema(tuple(fields)), labels, label_from)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Labels that look like splits, not classes."""
+        classes = self.schema["label"].classes if self.label_from == "folder" and self.labels is not None else None
+        if not classes or not {name.lower() for name in classes} <= SPLITS:
+            return ()
+        told = f"the labels are {', '.join(classes)}, as the folders right below SOURCE are called"
+        return (f"{told}. If these are splits, convert each on its own; --classes STORE keeps the classes' numbers",)
 
     @property
     def inputs(self) -> int:
