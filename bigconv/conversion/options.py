@@ -104,6 +104,9 @@ def recognise(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -
     odd = next((p for p in paths if not _ends(p.name, tuple(known))), None)
     if odd is None:
         raise InputError("files of different kinds can't make one store: convert each kind on its own")
+    for name, entry in registry.SOURCES.items():
+        if entry.takes == "folder" and _ends(odd.name, entry.extensions):
+            raise InputError(f"{odd}: {name} are read from their folder, not one by one.\nName it: {odd.parent}")
     raise InputError(
         f"{odd}: not recognised. bigconv reads its own stores, folders, and files {' '.join(known)};\n"
         "--from NAME says what it is"

@@ -56,6 +56,14 @@ def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
+def test_images_one_by_one(run: Run, images: Path, tmp_path: Path) -> None:
+    files = sorted((images / "cats").iterdir())
+    for some in (files[:1], files):
+        refused(
+            run("convert", *some, tmp_path / "out.h5"), 2, "images are read from their folder", str(images / "cats")
+        )
+
+
 def test_missing_source(run: Run, tmp_path: Path) -> None:
     refused(run("convert", tmp_path / "nothing", tmp_path / "out.h5"), 2, "no such file or folder")
     assert left(tmp_path) == []
