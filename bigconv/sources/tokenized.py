@@ -101,6 +101,10 @@ class Tokenized:
     def _made(self, block: Block, schema: Schema) -> Iterator[Block | Reject]:
         texts = block.columns[self.of]
         assert isinstance(texts, Ragged)
+        if self.tokenizer.what == "byte":
+            made = Ragged(texts.values.astype(self.tokenizer.dtype), texts.offsets)
+            yield from woven(self._with(block, made, schema), np.arange(len(block)), {})
+            return
         cells: list[Array] = []
         bad: dict[int, Reject] = {}
         for start, stop in batches(texts.offsets):
@@ -115,8 +119,11 @@ class Tokenized:
         good = np.delete(np.arange(len(block)), list(bad)).astype(np.int64)
         kept = block.take(good) if bad else block
         made = Ragged.of(cells, schema[TOKENS])
-        columns = {TOKENS if n == self.of else n: made if n == self.of else c for n, c in kept.columns.items()}
-        yield from woven(Block(schema, columns, kept.origin) if len(good) else None, good, bad)
+        yield from woven(self._with(kept, made, schema) if len(good) else None, good, bad)
+
+    def _with(self, block: Block, tokens: Ragged, schema: Schema) -> Block:
+        columns = {TOKENS if n == self.of else n: tokens if n == self.of else c for n, c in block.columns.items()}
+        return Block(schema, columns, block.origin)
 
     def describe(self) -> dict[str, Any]:
         return {**self.inner.describe(), "tokenizer": {"of": self.of, **self.tokenizer.describe()}}

@@ -335,7 +335,13 @@ def test_text_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker
     """Each text is a row of tokens in its place; the recipe makes them again."""
     texts = corpus(tmp_path / "c.jsonl")
     monkeypatch.setattr("bigconv.sources.tokens.TOKENIZE_BYTES", 10)
-    made = bigconv.convert(tmp_path / "c.jsonl", tmp_path / "a.zarr", tokenizer="byte", workers=workers)
+    (tmp_path / f"utf_{workers}.py").write_text(
+        "def encode(text): return list(text.encode())\nencode.vocab_size = 256\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = bigconv.convert("c.jsonl", "own.zarr", tokenizer=f"utf_{workers}:encode", workers=workers)
+    made = bigconv.convert("c.jsonl", "a.zarr", tokenizer="byte", workers=workers)
+    assert own.content_digest == made.content_digest  # text by text, and all at once
     assert [(f.name, f.dtype) for f in made.schema] == [("id", "uint8"), ("tokens", "uint16"), ("n", "int64")]
     view = bigconv.open(tmp_path / "a.zarr")
     assert [view[i]["tokens"].tolist() for i in range(5)] == [list(text.encode()) for text in texts]
