@@ -11,7 +11,10 @@ HEAD = 1 << 14  # 16 KiB: a mark stands in the title or the metadata, behind a p
 
 
 def own(option: str, path: Path, mark: str) -> None:
-    """Before the work is done. Raises `OutputError` for a file that is there and has no `mark`: `bigconv bench`."""
+    """Before the work is done. Raises `OutputError` where there is no folder for it, or for a file that is there and
+    has no `mark`: `bigconv bench`."""
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{option} {path}: there is no folder {path.absolute().parent}")
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)

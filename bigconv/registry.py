@@ -84,7 +84,6 @@ STORES = {
     "hdf5": Entry("bigconv.stores.hdf5:Hdf5", (".h5", ".hdf5"), magic=is_hdf5),
     "lmdb": Entry("bigconv.stores.lmdb:Lmdb", (".lmdb",), magic=is_lmdb),
     "zarr": Entry("bigconv.stores.zarr:Zarr", (".zarr",), magic=is_zarr),
-    "memory": Entry("bigconv.stores.memory:Memory"),
 }
 #: What people type for a store, besides its name.
 ALIASES = {"h5": "hdf5", "mmap": "memmap", "npy": "memmap"}
@@ -198,7 +197,7 @@ def store_for(path: Path, name: str | None = None) -> str:
     mean = f" Did you mean {close[0]}?" if close else ""
     raise UsageError(
         f"{path.name}: no store has the extension {path.suffix or '(none)'}.{mean}\n"
-        f"Use one of {' '.join(known)}, or --to {'|'.join(s for s in STORES if s != 'memory')}."
+        f"Use one of {' '.join(known)}, or --to {'|'.join(STORES)}."
     )
 
 

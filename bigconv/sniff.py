@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 _KNOWN = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the file: git lfs pull fetches it"),
@@ -27,6 +28,8 @@ def looks(head: bytes) -> str:
         return "an empty file"
     if not any(head):
         return "nothing but zeros, as an interrupted copy leaves it"
+    if re.match(rb"\s*\[\s*\{", head):
+        return "one list in JSON: jq -c '.[]' FILE > FILE.jsonl makes a line of each object"
     start = head.lstrip().lower() if head[:1].isspace() or head[:1] == b"<" else head
     return next((what for magic, what in _KNOWN if start.startswith(magic)), f"starts with {head[:16]!r}")
 

@@ -74,11 +74,14 @@ def command(
         ),
     ] = None,
     size: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--size", metavar="512MB", help="Data that --workload makes.", rich_help_panel="Raw data and workloads"
+            "--size",
+            metavar="512MB",
+            help="Data that --workload makes [512MB].",
+            rich_help_panel="Raw data and workloads",
         ),
-    ] = "512MB",
+    ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown on stdout.", rich_help_panel="Output")
     ] = False,
@@ -111,6 +114,8 @@ def command(
         raise UsageError("--fail-if-slower needs a --baseline to compare with: a report of bench --json")
     if workload is not None and (paths or stores or fields or transform or resize or from_ or batch_size or step_ms):
         raise UsageError("--workload makes its own data, with its own batches and steps: leave the other options out")
+    if size is not None and workload is None:
+        raise UsageError("--size says how much data a --workload makes: give --workload unet3d, resnet50 or cosmoflow")
     _check_output(plot, html)
     import bigconv.runtime  # noqa: F401  says what to install where torch is missing
     from bigconv.bench import api
@@ -154,14 +159,15 @@ def command(
 
 
 def _measured(
-    paths: list[Path], question: Question, stores: str | None, workload: str | None, size: str, tick: Tick
+    paths: list[Path], question: Question, stores: str | None, workload: str | None, size: str | None, tick: Tick
 ) -> Report:
     from bigconv.bench import api
 
     if workload is not None:
         from bigconv.bench.workload import run_workload
+        from bigconv.conversion.parts_cut import parse_size
 
-        return run_workload(workload, _bytes(size), question, tick)
+        return run_workload(workload, parse_size(size or "512MB"), question, tick)
     if stores is not None:
         from bigconv.bench.trial import trial
 
@@ -212,29 +218,17 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return parsed.height, parsed.width
 
 
-def _bytes(text: str) -> int:
-    from bigconv.errors import UsageError
-
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1)):
-        number = text.removesuffix(unit).strip()
-        if text.endswith(unit) and number.replace(".", "", 1).isdigit():
-            return int(float(number) * factor)
-    raise UsageError(f"--size {text}: expected as 512MB or 2GB")
-
-
 def _check_output(plot: Path | None, html: Path | None) -> None:
     """Before minutes are spent on measuring."""
     from importlib.util import find_spec
 
     from bigconv import registry
     from bigconv.bench.output import own_output
-    from bigconv.errors import OutputError, UsageError
+    from bigconv.errors import UsageError
 
     for option, path in (("--plot", plot), ("--html", html)):
         if path is None:
             continue
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{option} {path}: there is no folder {path.absolute().parent}")
         if find_spec("matplotlib") is None:
             raise registry.missing("matplotlib", "plot", option)
         own_output(option, path)

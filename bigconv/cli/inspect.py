@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bigconv.view.report import Finding
 
 LOOK = "Look closer"
+DRAWN = 24  # rows of a sheet: what still fits a screen
 
 
 def command(
@@ -50,8 +51,9 @@ def command(
         typer.Option("--html", metavar="FILE.html", help="Write all of it as one page.", rich_help_panel=LOOK),
     ] = None,
     rows: Annotated[
-        int, typer.Option("--rows", metavar="N", help="Rows on the sheet and the page.", min=1, rich_help_panel=LOOK)
-    ] = 24,
+        int | None,
+        typer.Option("--rows", metavar="N", help="Rows on the sheet and the page [24].", min=1, rich_help_panel=LOOK),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -77,6 +79,11 @@ def command(
     from bigconv.view import report
     from bigconv.view.opening import fetched, in_place
 
+    if contact is None and html is None and (rows is not None or seed is not None):
+        option = "--seed" if rows is None else "--rows"
+        raise UsageError(
+            f"{option} says which rows --contact and --html draw: give one of them, or --head N for rows here"
+        )
     for option, file, suffix in (("--contact", contact, ".png"), ("--html", html, ".html")):
         if file is not None:
             from bigconv.inspection import output
@@ -102,7 +109,7 @@ def command(
             made = report.whence(opened, row % opened.manifest.rows)
         found = _stats(known, quiet or json) if stats or html is not None else None
         compared = None if diff is None else _compare(known, diff)
-        _draw(known, found, contact, html, rows, seed)
+        _draw(known, found, contact, html, rows or DRAWN, seed)
         answer = _Answer(known, findings, shown, made, found if stats else None, compared, contact, html)
         if json:
             answer.as_json()

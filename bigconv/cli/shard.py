@@ -132,13 +132,13 @@ def command(
     )
     stores, dest = (paths, None) if len(paths) < 2 else (paths[:-1], paths[-1])
     edit = Edit(drop or (), repair, source or (), drop_field or (), add_field or ())
-    changed = edit.run(stores, dest, policy)
+    cut = Cut(rows, None if size is None else parse_size(size), shards)
+    pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
+    changed = edit.run(stores, dest, policy, cut, pick, to=to, digest=digest, overwrite=overwrite, dry_run=dry_run)
     if changed is not None:
         _show_change(paths[0], changed, json)
         return
     assert dest is not None
-    cut = Cut(rows, None if size is None else parse_size(size), shards)
-    pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
     request = ShardRequest(tuple(stores), dest, cut, pick, to, overwrite, policy, digest=digest)
     todo, done = request.plan()
     if dry_run:

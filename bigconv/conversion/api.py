@@ -123,6 +123,10 @@ class Request:
         if there is None and not self.retry_rejects:
             unpublished.put_back(self.dest)
         names = dict(self.steps)
+        if self.fit != "cover" and "resize" not in names:
+            raise UsageError(f"--fit {self.fit} says how --resize treats another aspect ratio: give --resize")
+        if self.seed and not {"map", "filter"} & set(names):
+            raise UsageError("--seed is for functions of yours that draw at random: give --map or --filter")
         if self.options.get("keep_encoded") and {"resize", "crop", "normalize", "layout"} & set(names):
             raise UsageError("--keep-encoded keeps image files as they are: no --resize, --crop, --normalize, --layout")
         exist = bool(self.sources) and all(exists(path) for path in self.sources)
@@ -174,10 +178,9 @@ class Request:
 
     def replayed(self, recipe: Path) -> Request:
         """The same request with steps and options of a recipe: of a store, or in a JSON file. Raises `UsageError`."""
-        if self.steps:
-            raise UsageError(
-                "--recipe brings its own steps: leave out " + ", ".join(f"--{name}" for name, _ in self.steps)
-            )
+        own = [*(name for name, _ in self.steps), *["fit"] * (self.fit != "cover"), *["seed"] * bool(self.seed)]
+        if own:
+            raise UsageError("--recipe brings its own steps: leave out " + ", ".join(f"--{name}" for name in own))
         if recipe.suffix == ".json" and recipe.is_file():
             try:
                 raw = recipe.read_bytes()
@@ -193,6 +196,7 @@ class Request:
     def following(self, recipe: Mapping[str, Any]) -> Request:
         """The same request with steps and options of a recipe. Raises `UsageError`."""
         again = replay(recipe)
+        asked = {key: value for key, value in self.options.items() if value is not None and value is not False}
         return replace(
             self,
             from_=self.from_ or again["from_"],
@@ -200,7 +204,7 @@ class Request:
             steps=again["steps"],
             seed=again["seed"],
             limit=again["limit"] if self.limit is None else self.limit,
-            options={**self.options, **again["read"]},
+            options={**again["read"], **asked},
             storage=self._stored_as(again),
             digest=self.digest or again["digest"],
         )

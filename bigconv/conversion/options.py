@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -104,13 +105,18 @@ def recognise(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -
     odd = next((p for p in paths if not _ends(p.name, tuple(known))), None)
     if odd is None:
         raise InputError("files of different kinds can't make one store: convert each kind on its own")
-    for name, entry in registry.SOURCES.items():
-        if entry.takes == "folder" and _ends(odd.name, entry.extensions):
-            raise InputError(f"{odd}: {name} are read from their folder, not one by one.\nName it: {odd.parent}")
-    raise InputError(
-        f"{odd}: not recognised. bigconv reads its own stores, folders, and files {' '.join(known)};\n"
-        "--from NAME says what it is"
-    )
+    raise InputError(_not_recognised(odd, known))
+
+
+def _not_recognised(path: Path, known: Sequence[str]) -> str:
+    """What a file looks like, and how to say what it is."""
+    if _ends(path.name, registry.SOURCES["images"].extensions):
+        return f"{path}: a picture by itself. Pictures are read from a folder: name the one that holds them"
+    close = get_close_matches(path.suffix.lower(), known, n=1) if path.suffix else []
+    mean = f" Did you mean {close[0]}?" if close else ""
+    kinds = "|".join(name for name, entry in registry.SOURCES.items() if entry.takes != "folder" and name != "store")
+    named = f"the extension {path.suffix} is of nothing that bigconv reads" if path.suffix else "no extension tells"
+    return f"{path}: not recognised: {named}; {looks_at(os.fspath(path))}.{mean}\nSay what it is: --from {kinds}"
 
 
 def _ours(path: Path, store: str) -> bool:

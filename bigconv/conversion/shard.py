@@ -221,12 +221,12 @@ def shard(
         finalize=finalize,
     )
     edit = Edit(_names(drop), repair, _paths(source), _names(drop_field), _paths(add_field))
-    changed = edit.run(paths, dest, policy)
+    cut = Cut(rows, None if size is None else parse_size(size), shards)
+    pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
+    changed = edit.run(paths, dest, policy, cut, pick, to=to, digest=digest, overwrite=overwrite)
     if changed is not None:
         return changed.manifest
     assert dest is not None
-    cut = Cut(rows, None if size is None else parse_size(size), shards)
-    pick = Pick(shuffle, seed, {} if split is None else parse_split(split), stratify, group, by)
     request = ShardRequest(paths, Path(dest), cut, pick, to, overwrite, policy, digest=digest)
     todo, done = request.plan()
     shown = (sys.stderr.isatty() or in_notebook()) if progress is None else progress
@@ -266,8 +266,13 @@ class Edit:
     drop_field: Sequence[str] = ()
     add_field: Sequence[Path] = ()
 
-    def run(self, paths: Sequence[Path], dest: PathLike | None, policy: Policy) -> Changed | None:
-        """Do it; None when nothing of the kind is asked for. Raises `UsageError`."""
+    def run(
+        self, paths: Sequence[Path], dest: PathLike | None, policy: Policy, cut: Cut, pick: Pick, **anew: object
+    ) -> Changed | None:
+        """Do it; None when nothing of the kind is asked for. `cut`, `pick`, `anew`: what only a new DEST has.
+
+        Raises `UsageError`, also when any of the latter is asked for.
+        """
         fields = bool(self.drop_field or self.add_field)
         asked = bool(self.drop) + self.repair + fields
         if self.source and not self.repair:
@@ -281,8 +286,15 @@ class Edit:
                 "--drop, --repair, and --drop-field with --add-field: each changes one store or sharded directory in "
                 "its place: name it alone"
             )
-        if policy.rank is not None or policy.finalize:
-            raise UsageError("--rank and --finalize make a new directory; this changes one that is there")
+        here = "" if self.repair or policy.engine == "local" else policy.engine
+        run = {"restart": policy.restart, "engine": here, "rank": policy.rank, "finalize": policy.finalize}
+        given = {**cut.to_json(), **vars(pick), **anew, **run}
+        odd = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+        if odd:
+            raise UsageError(
+                f"{', '.join(odd)}: for a new DEST; this changes {paths[0]} in its place, at once.\n"
+                "Leave it out, or shard into another folder first"
+            )
         if is_remote(paths[0]):
             raise UsageError(f"{parsed(paths[0])}: what is changed in its place must be local: shard it into a folder")
         manifest: Manifest

@@ -101,6 +101,8 @@ class Pick:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: expected 0 or more")
+        if self.seed and not (self.shuffle or self.split):
+            raise UsageError("--seed says how --shuffle and --split draw: give one of them")
         if not self.split and (self.stratify or self.group):
             raise UsageError(f"--{'stratify' if self.stratify else 'group'} says how a --split is made: give --split")
         for name in self.split:

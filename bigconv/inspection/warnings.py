@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bigconv import registry
 from bigconv.block import Array, Ragged
 from bigconv.class_counts import Counts, Distinct, counted, named
 from bigconv.inspection.datasets import Dataset
@@ -71,10 +72,17 @@ def warnings(facts: Facts) -> list[Complaint]:
     return [found for check in (_whole, *checks) for found in check(facts)]
 
 
-def _convert(facts: Facts, suffix: str = ".h5", more: str = "") -> str:
+def _convert(facts: Facts, more: str = "", new: str = "new.h5") -> str:
     if not facts.ours and facts.option is None:
         return ""
-    return f"bigconv convert {shlex.quote(str(facts.path))} new{suffix}{facts.option or ''}{more}"
+    return f"bigconv convert {shlex.quote(str(facts.path))} {new}{facts.option or ''}{more}"
+
+
+def _alike(facts: Facts, more: str) -> str:
+    """Into a store of the same kind, or into parts where it is a directory of them."""
+    known = facts.path.suffix.lower() in registry.extensions("store")
+    new = "new.h5" if not facts.ours else f"new{facts.path.suffix}" if known else "new --shard-size 256MB"
+    return _convert(facts, more, new)
 
 
 def _whole(facts: Facts) -> Iterator[Complaint]:
@@ -208,15 +216,14 @@ def _narrowed(facts: Facts, schema: Schema, fitting: Sequence[Field]) -> str:
     from bigconv.transforms.dtype import KINDS
 
     others = [f for f in schema if f.kind in KINDS and f not in fitting and f.dtype != "float32"]
-    suffix = facts.path.suffix if facts.ours else ".h5"
     if not others:
-        return _convert(facts, suffix, " --dtype float32")
+        return _alike(facts, " --dtype float32")
     if "dtypes" in getattr(getattr(facts.rows, "source", None), "options", ()):
         told = shlex.quote(",".join(f"{f.name}=float32" for f in fitting))
-        return _convert(facts, suffix, f" --dtypes {told}")
+        return _alike(facts, f" --dtypes {told}")
     casts = ", ".join(f"{f.name!r}: row[{f.name!r}].astype('float32')" for f in fitting)
     code = f"def narrow(row): return {{**row, {casts}}}"
-    return f"echo {shlex.quote(code)} > narrow.py\n{_convert(facts, suffix, ' --map narrow.py:narrow')}"
+    return f"echo {shlex.quote(code)} > narrow.py\n{_alike(facts, ' --map narrow.py:narrow')}"
 
 
 def fits_float32(values: Array) -> bool:
@@ -301,14 +308,13 @@ def _not_finite(facts: Facts) -> Iterator[Complaint]:
             f"np.isfinite(row[{one.field.name!r}]).all()" for one in bad
         )
         fix = f"printf {shlex.quote(code.replace('%', '%%') + chr(92) + 'n')} > finite.py\n"
-        suffix = facts.path.suffix if facts.ours else ".h5"
         yield Complaint(
             "not-finite",
             tuple(one.field.name for one in bad),
             told,
-            fix + _convert(facts, suffix, " --filter finite.py:finite"),
+            fix + _alike(facts, " --filter finite.py:finite"),
         )
     if facts.rejected:
         n = facts.rejected
         problem = f"{plural(n, 'input')} can't be read"
-        yield Complaint("unreadable", (), problem, _convert(facts, more=f" --max-rejects {n}"))
+        yield Complaint("unreadable", (), problem, _convert(facts, f" --max-rejects {n}"))

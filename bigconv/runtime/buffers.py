@@ -63,7 +63,7 @@ class Buffers:
 
 
 def _aligned(buffer: Array, nbytes: int) -> Array:
-    """`nbytes` of it from its first whole cache line on: large memory of numpy's own never begins with one."""
+    """`nbytes` of it from its first whole cache line on: numpy's own large memory never begins with one."""
     start = -buffer.__array_interface__["data"][0] % ALIGN
     return buffer[start : start + nbytes]
 

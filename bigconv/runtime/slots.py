@@ -21,6 +21,8 @@ DataLoader workers on Linux use slots; elsewhere `buffer` has none to give.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import threading
 import weakref
@@ -118,7 +120,8 @@ class _Worker:
         return slot
 
     def _end(self, address: int) -> None:
-        self.leases.pop(address).slot.held = False
+        with _in_torch:
+            self.leases.pop(address).slot.held = False
 
 
 def mapped(fd: int, nbytes: int) -> Array:
@@ -128,6 +131,14 @@ def mapped(fd: int, nbytes: int) -> Array:
 
 
 _worker: _Worker | None = None
+# The thread that sends batches is a daemon. If it waits for Python's own lock inside torch when the interpreter ends
+# (it does end in workers that were spawned), Python before 3.14 ends it right there, through frames of C++ that forbid
+# it: the process aborts. So it holds this meanwhile, and the main thread takes it first, for good.
+_in_torch = threading.RLock()
+
+
+def _leave_torch() -> None:
+    _in_torch.acquire()
 
 
 def buffer(key: str, nbytes: int) -> Array | None:
@@ -141,6 +152,7 @@ def buffer(key: str, nbytes: int) -> Array | None:
         return None
     if _worker is None:
         _worker = _Worker()
+        atexit.register(_leave_torch)
         reduction.ForkingPickler.register(torch.Tensor, _reduce)
     if nbytes <= INLINE_BYTES or not hasattr(os, "memfd_create"):
         return None
@@ -162,6 +174,11 @@ def moved(key: str, array: Array) -> Array:
 
 def _reduce(tensor: torch.Tensor) -> Any:
     """Registered in workers, in torch's place, for everything that goes through a queue."""
+    with _in_torch:
+        return _reduced(tensor)
+
+
+def _reduced(tensor: torch.Tensor) -> Any:
     plain = (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"
@@ -198,6 +215,9 @@ def _rebuild(
     """A tensor over a slot, which the worker may fill again when the tensor's memory is released."""
     if ring not in _rings:
         _forget_the_dead()
+        for process in multiprocessing.active_children():
+            if process.pid == ring[0]:  # its loader lets go of it when it has ended, maybe after the last batch is gone
+                weakref.finalize(process, _forget_the_dead).atexit = False
     slots = _rings.setdefault(ring, {})
     for gone in retired:
         slots.pop(gone, None)
@@ -246,8 +266,8 @@ def _rebuild_small(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> t
 
 
 def _after_fork() -> None:
-    global _worker
-    _worker = None
+    global _worker, _in_torch
+    _worker, _in_torch = None, threading.RLock()
     _rings.clear()
 
 

@@ -21,6 +21,7 @@ from pyarrow import json as arrow
 
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import unknown
+from bigconv.sniff import looks
 from bigconv.sources import table
 from bigconv.sources.columns import MAX_DEPTH, Column, Pack, columns_of, parse_dtypes
 from bigconv.sources.records import BOM, Records, Syntax, extents
@@ -69,7 +70,8 @@ class JsonLines(TextTable):
                 else:
                     found.add(part.schema)
         if not found.kinds:
-            why = f": {error}" if error is not None else ""
+            start = next(records.samples(files, syntax, SAMPLE_BYTES, SAMPLE_PIECES), (0, b""))[1].lstrip()[:64]
+            why = f": {looks(start) if start.startswith(b'[') else error}" if error is not None else ""
             raise InputError(f"{files.name(0)}: no line of it is a JSON object with anything in it{why}")
         asked = parse_dtypes(dtypes)
         every = columns_of(pa.schema([(name, _known(kind)) for name, kind in found.kinds.items()]))
@@ -83,7 +85,7 @@ class JsonLines(TextTable):
                 if column.path[: len(path)] == path and column.name not in asked:
                     raise InputError(
                         f"column {'.'.join(path)} is {kinds} by turns: that can't be one field.\n"
-                        "--columns A,B,… names those to take"
+                        "Write all of it one way, or leave it out: --columns A,B,… names those to take"
                     )
         inferred = tuple(c for c in layout.columns if c.type == pa.float64() and c.name not in asked)
         return cls(files, records, syntax, layout, _schema(layout.columns), inferred)
@@ -111,9 +113,10 @@ class JsonLines(TextTable):
                 for name in column.path:
                     value = value[name]
                 if isinstance(value, int) and int(float(value)) != value:
-                    raise BadRecord(
-                        f"column {column.name}: float64 would round {value}; --dtypes {column.name}=uint64 may hold it"
-                    )
+                    fits = -1 << 63 <= value < 1 << 64
+                    kind = "int64" if value < 0 else "uint64"
+                    way = f"--dtypes {column.name}={kind} may hold it" if fits else "as a string in quotes it is kept"
+                    raise BadRecord(f"column {column.name}: float64 would round {value}; {way}")
 
     def reason(self, error: Exception, file: int) -> str:
         text = str(error)

@@ -56,14 +56,6 @@ def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_images_one_by_one(run: Run, images: Path, tmp_path: Path) -> None:
-    files = sorted((images / "cats").iterdir())
-    for some in (files[:1], files):
-        refused(
-            run("convert", *some, tmp_path / "out.h5"), 2, "images are read from their folder", str(images / "cats")
-        )
-
-
 def test_missing_source(run: Run, tmp_path: Path) -> None:
     refused(run("convert", tmp_path / "nothing", tmp_path / "out.h5"), 2, "no such file or folder")
     assert left(tmp_path) == []
@@ -224,6 +216,28 @@ def test_option_without_meaning(run: Run, tmp_path: Path) -> None:
     result = run("convert", tmp_path / "x.npy", tmp_path / "out.h5", "--label-from", "folder")
     refused(result, 2, "--label-from has no meaning for arrays input")
     refused(run("convert", tmp_path / "x.npy", tmp_path / "out.h5", "--resize", "8"), 2, "resize")
+
+
+def test_option_that_another_one_is_missing_for(run: Run, images: Path, tmp_path: Path) -> None:
+    refused(run("convert", images, tmp_path / "out.h5", "--fit", "contain"), 2, "give --resize")
+    refused(run("convert", images, tmp_path / "out.h5", "--seed", 3), 2, "give --map or --filter")
+    refused(run("inspect", images, "--rows", 3), 2, "--rows says which rows --contact and --html draw")
+    refused(run("inspect", images, "--seed", 3), 2, "--seed says")
+    refused(run("inspect", images, "--contact", tmp_path / "no" / "sheet.png"), 2, "--contact", "there is no folder")
+    assert left(tmp_path) == ["raw"]
+
+
+def test_a_file_whose_name_tells_nothing(run: Run, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("a,b\n1,2\n")
+    (tmp_path / "notes.cvs").write_text("a,b\n1,2\n")
+    (tmp_path / "rows.json").write_text('[\n {"a": 1}\n]')
+    out = tmp_path / "out.h5"
+    refused(
+        run("convert", tmp_path / "notes", out), 2, "no extension tells", "starts with b'a,b", "--from hdf5|", "|csv|"
+    )
+    refused(run("convert", tmp_path / "notes.cvs", out), 2, "extension .cvs", "Did you mean .csv?")
+    refused(run("convert", tmp_path / "rows.json", out), 2, "one list in JSON: jq -c '.[]' FILE > FILE.jsonl")
+    refused(run("convert", images / "cats" / "0.png", out), 2, "a picture by itself", "name the one that holds them")
 
 
 def test_names_are_escaped(run: Run, tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_bad_input(bench: Bench, store: Path, tmp_path: Path) -> None:
     refused(bench("train.h5", "--plot", "none/p.svg"), 2, "there is no folder")
     refused(bench("--workload", "unet3"), 2, "Did you mean 'unet3d'")
     refused(bench("--workload", "unet3d", "--size", "much"), 2, "--size much")
+    refused(bench("train.h5", "--size", "1MB"), 2, "--size says how much data a --workload makes")
     refused(bench("--workload", "unet3d", "--step-ms", 3), 2, "--workload makes its own data")
     refused(bench("--stores", "h5"), 2, "name a folder or files")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:

@@ -128,6 +128,16 @@ def test_steps_run_in_the_order_typed(images: Path, tmp_path: Path, typed: list[
     assert (image.dtype.name, list(image.shape[1:])) == (field["dtype"], field["shape"])
 
 
+def test_what_is_typed_goes_before_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
+    done(tmp_path / "t.csv", tmp_path / "old.h5", "--columns", "a", "--limit", 2)
+    done(tmp_path / "t.csv", tmp_path / "new.h5", "--recipe", tmp_path / "old.h5", "--columns", "b")
+    assert bigconv.open(tmp_path / "new.h5")[:]["b"].tolist() == [2, 4]
+    for option in (("--resize", 8), ("--fit", "contain"), ("--seed", 3)):
+        result = run(tmp_path / "t.csv", tmp_path / "no.h5", "--recipe", tmp_path / "old.h5", *option)
+        assert str(result.exception) == f"--recipe brings its own steps: leave out {option[0]}"
+
+
 def test_arrays_by_name(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(12.0).reshape(4, 3))
     np.savez(tmp_path / "more.npz", y=np.arange(4), z=np.ones((4, 2), bool))

@@ -79,6 +79,16 @@ def test_the_command_converts(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     Path(arguments[-1]).unlink()
 
 
+def test_the_way_to_mend_a_sharded_directory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).random(50))
+    bigconv.convert("x.npy", "parts", shards=3, workers=0)
+    (warning,) = [w for w in told("parts")["warnings"] if w["topic"] == "float64"]
+    _, command, *arguments = warning["fix"].split()
+    assert CliRunner().invoke(app, [command, *arguments, "--workers", "0"]).exit_code == 0
+    assert bigconv.open("new").schema["x"].dtype == "float32"
+
+
 def test_files_of_several_kinds(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros(3))
     (tmp_path / "b.csv").write_text("x,y\n1,2\n3,4\n")

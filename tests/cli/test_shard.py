@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import bigconv
 from bigconv.cli.app import app
-from bigconv.errors import BigconvError
+from bigconv.errors import BigconvError, UsageError
 
 
 @pytest.fixture
@@ -114,6 +114,16 @@ def test_drop_and_repair(store: Path, tmp_path: Path) -> None:
     assert document["datasets"][""]["rows"] == 700
 
 
+def test_a_change_in_place_takes_no_option_of_a_new_destination(store: Path, tmp_path: Path) -> None:
+    done("shard", store, tmp_path / "p", "--rows", 300)
+    before = sorted(p.name for p in (tmp_path / "p").iterdir())
+    for option in (("--dry-run",), ("--rows", 30), ("--to", "zarr"), ("--shuffle",), ("--overwrite",), ("--restart",)):
+        result = run("shard", tmp_path / "p", "--drop", 2, *option)
+        assert isinstance(result.exception, UsageError), option
+        assert str(result.exception).startswith(f"{option[0]}: for a new DEST")
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == before
+
+
 def test_fields_come_and_go(store: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "z.npy", np.arange(1000.0))
     bigconv.convert(tmp_path / "z.npy", tmp_path / "z.h5", workers=0)
@@ -139,6 +149,11 @@ def test_fields_come_and_go(store: Path, tmp_path: Path) -> None:
         (("STORE", "DEST", "--split", "a=0.5,b=0.4"), "add up to 1"),
         (("STORE", "DEST", "--by", "lable"), "Did you mean 'label'"),
         (("STORE", "DEST.h5", "--rows", "3"), "folder"),
+        (("STORE", "DEST", "--seed", "3"), "--seed says how --shuffle and --split draw"),
+        (
+            ("STORE", "--drop-field", "x", "--seed", "3", "--shuffle", "--to", "zarr"),
+            "--shuffle, --seed, --to: for a new DEST",
+        ),
         (("STORE", "DEST", "--drop", "1"), "name it alone"),
         (("STORE", "--drop", "1"), "not a sharded directory"),
         (("gone", "DEST"), "no such file"),

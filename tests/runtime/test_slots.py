@@ -144,6 +144,27 @@ def test_slots_grow_with_the_batch(path: Path) -> None:
     check(list(loader))
 
 
+def test_the_interpreter_ends_while_a_batch_is_sent(warm: Warm, tmp_path: Path) -> None:
+    """As a spawned worker does, after an early break: nobody waits for the thread that sends."""
+    code = """
+import sys
+import time
+import torch
+import torch.utils.data._utils.worker as torch_worker
+from bigconv.runtime import slots
+torch_worker._worker_info = object()
+slots.buffer("x", 1)
+queue = torch.multiprocessing.get_context("spawn").Queue()
+queue.cancel_join_thread()
+batch = [torch.zeros(5) for _ in range(20_000)]
+sys.setswitchinterval(0.1)  # a thread that lets go of Python's lock now waits until the end
+queue.put(batch)
+time.sleep(0.001)  # the thread has begun
+"""
+    done = warm.python(code, tmp_path, whole=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_early_break(path: Path, persistent: bool) -> None:
     before = leftovers()
@@ -208,6 +229,16 @@ more = next(iterator)
 """
     done = warm.python(code, tmp_path, whole=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_slots_go_with_the_loader(path: Path) -> None:
+    """Also when no batch is left that would be the last to go."""
+    loader = DataLoader(StoreDataset(path), 4, num_workers=2, persistent_workers=True)
+    check(loader)
+    assert len(slots._rings) == 2
+    del loader
+    gc.collect()
+    assert not slots._rings
 
 
 def test_fifty_epochs_without_growth(path: Path) -> None:

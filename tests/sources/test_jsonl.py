@@ -214,6 +214,26 @@ def test_nesting_does_not_overflow(tmp_path: Path, opening: str, depth: int) -> 
     assert values(source) == {"b": [1, 2, 3]}
 
 
+@pytest.mark.parametrize(
+    ("value", "way"),
+    [
+        (2**63 + 1, "--dtypes a=uint64 may hold it"),
+        (-(2**53) - 1, "--dtypes a=int64 may hold it"),
+        (2**64 + 1, "as a string in quotes it is kept"),
+    ],
+)
+def test_the_way_out_for_a_large_integer_is_one(tmp_path: Path, value: int, way: str) -> None:
+    """Also of a fraction beside it, for which the column is float64."""
+    source = JsonLines.find([lines(tmp_path, {"a": 0.5}, {"a": value})])
+    (reject,) = [item for span in source.plan() for item in source.read(span) if isinstance(item, Reject)]
+    assert reject.error == f"line 2: column a: float64 would round {value}; {way}"
+
+
+def test_a_list_of_objects_is_told_from_lines(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"one list in JSON: jq -c"):
+        JsonLines.find([lines(tmp_path, [{"a": 1}, {"a": 2}])])
+
+
 def test_nothing_in_it(tmp_path: Path) -> None:
     for text in ("", "\n \n", "hello\n", "{}\n", "[1, 2]\n", b"\x00\xff" * 50, b"\xff\xfe{\x00"):
         with pytest.raises(InputError, match=r"t\.jsonl: "):

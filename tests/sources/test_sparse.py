@@ -108,7 +108,7 @@ def test_every_dtype(tmp_path: Path, form: str, dtype: str) -> None:
 def test_they_are_recognised_by_their_members(tmp_path: Path) -> None:
     for name in ("1.npz", "2.npz"):
         scipy.sparse.save_npz(tmp_path / name, matrix(3))
-    np.savez(tmp_path / "own.npz", x=np.zeros((3, 2)))
+    np.savez(tmp_path / "own.npz", data=np.zeros(3), shape=np.zeros(3))
     one, two, own = (tmp_path / name for name in ("1.npz", "2.npz", "own.npz"))
     assert recognise([one]) == recognise([one, two]) == "sparse"
     assert recognise([own]) == recognise([one, own]) == "arrays"
