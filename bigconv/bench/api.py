@@ -309,7 +309,9 @@ def compare(report: Report, old: dict[str, Any], limit: float | None, tick: Tick
 
     What looks too slow is measured again, twice at most: others on the machine can make a run slow, never fast.
     """
-    report.changes = baseline.compare(old, report.to_json())
+    new = report.to_json()
+    report.changes = baseline.compare(old, new)
+    report.notes += baseline.other_machine(old, new)
     if limit is None:
         return False
     by_name = {answer.subject.name: answer for answer in report.answers}

@@ -12,6 +12,7 @@ from typing import Any
 from bigconv.errors import InputError, UsageError
 
 _SAME = ("batch_size", "access", "fields", "step_ms")  # figures with other ones aren't about the same thing
+_MACHINE = ("system", "machine", "cores", "cuda", "python", "torch")  # … and on other ones they can't be compared
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,13 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     if not changes:
         raise UsageError(f"--baseline: it has none of {', '.join(one['path'] for one in new['subjects'])}")
     return changes
+
+
+def other_machine(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What both machines don't have in common, in words."""
+    then, now = old.get("machine", {}), new.get("machine", {})
+    told = [f"{key} {then.get(key)} then, {now.get(key)} now" for key in _MACHINE if then.get(key) != now.get(key)]
+    return [f"the baseline may be of another machine: {'; '.join(told)}"] if told else []
 
 
 def run_key(run: Mapping[str, Any]) -> str:

@@ -190,15 +190,13 @@ def raw_subject(
     """
     from bigconv.bench.rawdata import raw_dataset
     from bigconv.conversion.options import find_source
-    from bigconv.sources.foreign import UnequalRows
+    from bigconv.sources.base import OnlySome
 
     columns = {} if fields is None else {"columns": list(fields)}
     try:
         source = find_source(paths, from_, columns, {"sizes_matter": False})
-    except UnequalRows as error:
-        raise InputError(
-            f"{error.why}.\nTake those that belong together: --fields {','.join(error.columns)}"
-        ) from error
+    except OnlySome as error:
+        raise InputError(f"{error.why}.\nTake those that fit: --fields {','.join(error.columns)}") from error
     dataset, files = raw_dataset(source, list(paths), size)
     if batch_size is None:
         first = dataset[0]

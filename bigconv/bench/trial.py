@@ -49,7 +49,18 @@ def trial(paths: Sequence[Path], stores: Sequence[str], asked: Question, tick: T
     if not stores:
         raise UsageError("--stores: expected names of stores, as h5,zarr,lmdb,mmap")
     with ExitStack() as held:
-        return _tried([held.enter_context(fetched(path)) for path in paths], stores, asked, tick)
+        here = [held.enter_context(fetched(path)) for path in paths]
+        if asked.fields is not None and "columns" not in _options(here, asked):
+            raise UsageError("--fields with --stores takes columns of a table, or datasets of HDF5 or Zarr")
+        return _tried(here, stores, asked, tick)
+
+
+def _options(paths: Sequence[Path], asked: Question) -> tuple[str, ...]:
+    """Those of the source that reads the paths."""
+    from bigconv.conversion.options import recognise
+
+    options: tuple[str, ...] = registry.load("source", asked.from_ or recognise(paths)).options
+    return options
 
 
 def _tried(paths: Sequence[Path], stores: Sequence[str], asked: Question, tick: Tick | None) -> Report:

@@ -107,7 +107,10 @@ def command(
     dtypes: Annotated[
         list[str] | None,
         typer.Option(
-            "--dtypes", help="Type of a column of CSV or JSON lines.", metavar="COLUMN=DTYPE", rich_help_panel="Fields"
+            "--dtypes",
+            help="Type of a column of CSV or JSON lines.",
+            metavar="COLUMN=DTYPE",
+            rich_help_panel="Fields",
         ),
     ] = None,
     delimiter: Annotated[
@@ -145,7 +148,7 @@ def command(
         str | None,
         typer.Option(
             "--tokenizer",
-            metavar="NAME",
+            metavar="[COLUMN=]NAME",
             help="Text to tokens: byte | tiktoken:NAME | FILE.json | MODULE:FUNCTION.",
             rich_help_panel="Fields",
         ),

@@ -105,6 +105,8 @@ def _reading(out: Console, reading: Reading) -> None:
     schema = reading.rows.schema
     out.print(field_table(schema, {}))
     _classes(out, schema, {})
+    for note in getattr(reading.rows.source, "notes", ()):
+        _line(out, f"hint: {note}", "yellow")
     _line(out, "convert it:")
     _line(out, f"  {reading.command}", "bold")
 

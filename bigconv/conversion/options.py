@@ -23,6 +23,7 @@ from bigconv.sources import npy, tiff_head
 from bigconv.sources.base import Source, Span
 from bigconv.sources.filelist import following_links
 from bigconv.sources.kept_path import KeptPath
+from bigconv.sources.tokenized import Tokenized
 from bigconv.transforms.base import Transform
 from bigconv.transforms.base import config as step_config
 
@@ -53,6 +54,8 @@ def find_source(
     name = name or recognise(paths, options)
     source = registry.load("source", name)
     given = {key: value for key, value in options.items() if value is not None and value is not False}
+    # of tables too, whose texts it makes tokens of
+    tokenizer = given.pop("tokenizer", None) if "columns" in source.options else None
     for key in given:
         if key not in (*source.options, *GENERAL):
             raise UsageError(f"--{key.replace('_', '-')} has no meaning for {name} input")
@@ -60,6 +63,8 @@ def find_source(
     spared = {key: value for key, value in (hints or {}).items() if key in getattr(source, "hints", ())}
     with following_links() if given.get("follow_links") else nullcontext():
         found: Source = source.find(paths, **known, **spared)
+    if tokenizer is not None:
+        found = cast("Source", Tokenized.typed(found, str(tokenizer)))
     if given.get("keep_path"):
         found = cast("Source", KeptPath(found))
     if found.inputs == 0:
@@ -105,8 +110,9 @@ def recognise(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -
 
 def _not_recognised(path: Path, known: Sequence[str]) -> str:
     """What a file looks like, and how to say what it is."""
-    if _ends(path.name, registry.SOURCES["images"].extensions):
-        return f"{path}: a picture by itself. Pictures are read from a folder: name the one that holds them"
+    for name, entry in registry.SOURCES.items():
+        if entry.takes == "folder" and _ends(path.name, entry.extensions):
+            return f"{path}: {name} are read from their folder, not one by one.\nName it: {path.parent}"
     close = get_close_matches(path.suffix.lower(), known, n=1) if path.suffix else []
     mean = f" Did you mean {close[0]}?" if close else ""
     kinds = "|".join(name for name, entry in registry.SOURCES.items() if entry.takes != "folder" and name != "store")

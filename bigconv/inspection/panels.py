@@ -112,9 +112,11 @@ def _drawn(f: Field, array: Array, size: int) -> Image | None:
     if f.kind == "audio":
         return waves(array, size)
     if f.kind == "mask" or (f.kind != "image" and pixels.is_mask(array)):
-        return (
-            _fitted(pixels.mask(array), size, smooth=False) if array.ndim == 2 and array.dtype.kind in "biu" else None
-        )
+        if array.dtype.kind not in "biu" or array.ndim not in (2, 3):
+            return None
+        if array.ndim == 3:
+            return _volume(array, size, classes=True)
+        return _fitted(pixels.mask(array), size, smooth=False)
     if f.kind == "video" and array.ndim == 4:
         return _frames(array, "hwc" if channel_axis(f) == -1 else "chw", size)
     if f.kind == "volume" and array.ndim >= 3:
@@ -165,14 +167,14 @@ def _fitted(shown: Array, size: int, smooth: bool = True) -> Image:
     return picture.resize(wanted, way, reducing_gap=3.0)
 
 
-def _volume(volume: Array, size: int) -> Image:
-    """The middle slices across three axes: the first large, the others beside it."""
+def _volume(volume: Array, size: int, classes: bool = False) -> Image:
+    """The middle slices across three axes: the first large, the others beside it. `classes`: it is a mask."""
     from PIL import Image
 
     gap = max(2, size // 64)
     large = (size - gap) * 2 // 3
     small = size - gap - large
-    first, second, third = pixels.slices(volume)
+    first, second, third = pixels.slices(volume, classes)
     sheet = Image.new("RGB", (size, large), pixels.CLASSES[0])
     for shown, room, left, top in (
         (first, (large, large), 0, 0),
@@ -182,7 +184,8 @@ def _volume(volume: Array, size: int) -> Image:
         picture = Image.fromarray(np.ascontiguousarray(shown))
         scale = min(room[0] / picture.width, room[1] / picture.height)
         wanted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(wanted, Image.Resampling.BICUBIC if scale < 4 else Image.Resampling.NEAREST)
+        smooth = scale < COARSE and not classes
+        picture = picture.resize(wanted, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
         sheet.paste(picture, (left + (room[0] - wanted[0]) // 2, top + (room[1] - wanted[1]) // 2))
     return sheet
 

@@ -112,10 +112,12 @@ def matrix(array: Array) -> Array:
     return shown
 
 
-def slices(volume: Array) -> tuple[Array, Array, Array]:
-    """The middle slices across the three axes of `[depth, height, width]`, in one grey scale for all."""
+def slices(volume: Array, classes: bool = False) -> tuple[Array, Array, Array]:
+    """The middle slices across the three axes of `[depth, height, width]`: in one grey scale for all, or as masks."""
     depth, height, width = volume.shape
     cuts = (volume[depth // 2], volume[:, height // 2], volume[:, :, width // 2])
+    if classes:
+        return mask(cuts[0]), mask(cuts[1]), mask(cuts[2])
     edges = np.cumsum([cut.size for cut in cuts])[:-1]
     grey = as_bytes(np.concatenate([np.asarray(cut).reshape(-1) for cut in cuts]))
     made = [

@@ -19,7 +19,7 @@ from bigconv.inspection.source_rows import SourceRows
 from bigconv.view.opening import address
 
 if TYPE_CHECKING:
-    from bigconv.sources.foreign import UnequalRows
+    from bigconv.sources.base import OnlySome
 
 EXAMPLES = 3  # files named a kind of misfit
 DEST = ".h5"
@@ -107,25 +107,23 @@ def look(paths: Sequence[Path], from_: str | None = None) -> Raw:
 
 def _some_of(paths: Sequence[Path], from_: str | None) -> Reading:
     """All of the input, or those of its arrays that go together."""
-    from bigconv.sources.foreign import UnequalRows
+    from bigconv.sources.base import OnlySome
 
     try:
         return _reading(paths, from_)
-    except UnequalRows as error:
-        return _reading(paths, from_, unequal=error)
+    except OnlySome as error:
+        return _reading(paths, from_, only=error)
 
 
-def _reading(
-    paths: Sequence[Path], from_: str | None, several: bool = False, unequal: UnequalRows | None = None
-) -> Reading:
+def _reading(paths: Sequence[Path], from_: str | None, several: bool = False, only: OnlySome | None = None) -> Reading:
     from bigconv.conversion.api import available_cores  # late: it brings all that converts
 
-    options = {} if unequal is None else {"columns": unequal.columns}
+    options = {} if only is None else {"columns": only.columns}
     source = find_source(paths, from_, options, {"workers": available_cores()})
     files = source.files
-    option = "" if unequal is None else f" --columns {shlex.quote(','.join(unequal.columns))}"
+    option = "" if only is None else f" --columns {shlex.quote(','.join(only.columns))}"
     command = _command(paths, from_, several) + option
-    problem = "" if unequal is None else str(unequal)
+    problem = "" if only is None else str(only)
     nbytes = int(files.sizes.sum())
     return Reading(source.name, SourceRows(source), len(files), nbytes, command, problem, option)
 

@@ -189,7 +189,10 @@ class SparseCollate(_Collate):
 
     def __post_init__(self) -> None:
         if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
-            raise UsageError(f"length is the number of columns, a whole number of at least 1, got {self.length!r:.80}")
+            raise UsageError(
+                f"length is the number of columns, a whole number of at least 1, got {self.length!r:.80}.\n"
+                "The manifest of a store has it: length of its source, or of the step sparse in its recipe"
+            )
         if self.layout not in ("dense", "csr"):
             raise UsageError(f"layout must be dense or csr, got {self.layout!r:.80}")
         if self.indices == self.values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,9 @@ class WindowDataset(StoreDataset):
             target = fields if horizon else ()
         self._windows = WindowView(self._view, fields, sliding, _names(target), group, _names(once), cross_documents)
         self._as_tuple = isinstance(field, tuple)
+        if not len(self):
+            what = f"{sliding.span} items that a window{' and its horizon take' if horizon else ' takes'}"
+            warnings.warn(f"{self!r}: no document, group or table here has the {what}", stacklevel=2)
 
     @property
     def schema(self) -> Schema:

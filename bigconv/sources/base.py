@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -9,9 +10,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from bigconv.block import Block, Index
+from bigconv.errors import InputError
 from bigconv.schema import Schema
 from bigconv.sources.filelist import FileList
 
+SHOWN = 20  # columns that a message names
 SPAN_BYTES = 8 << 20  # 8 MiB of rows a block: past this a copy no longer gets faster
 
 
@@ -79,6 +82,15 @@ class Source(Protocol):
     def describe(self) -> dict[str, Any]:
         """What the manifest keeps: JSON values, paths relative to the source, nothing of this machine."""
         ...
+
+
+class OnlySome(InputError):
+    """Not all columns of a table or datasets of a file can make one store. `columns`: those that can."""
+
+    def __init__(self, why: str, columns: Sequence[str]) -> None:
+        shown = ",".join(columns[:SHOWN]) + (",…" if len(columns) > SHOWN else "")
+        super().__init__(f"{why}.\nTake those that fit: --columns {shlex.quote(shown)}" if columns else why)
+        self.why, self.columns = why, list(columns)
 
 
 def origins(files: Index | int, rows: Index | int = 0) -> Index:

@@ -156,10 +156,8 @@ def field_of(column: Column) -> Field:
         return Field(column.name, dtype, shape)
     except (SchemaError, Unfit) as error:
         reason = f": {error}" if isinstance(error, SchemaError) else ""
-        raise InputError(
-            f"column {'.'.join(column.path)!r} of type {str(column.type)[:200]} can't be a field{reason}.\n"
-            "--columns A,B,… names those to take"
-        ) from None
+        what = f"column {'.'.join(column.path)!r} of type {str(column.type)[:200]}"
+        raise InputError(f"{what} can't be a field{reason}") from None
 
 
 class Unfit(Exception):

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -26,7 +26,7 @@ from bigconv.block import Array, Block, Column, Index, Ragged
 from bigconv.digest import little_endian
 from bigconv.errors import InputError, SchemaError, UsageError
 from bigconv.schema import Field, Schema, unknown
-from bigconv.sources.base import SPAN_BYTES, Reject, Span, origins
+from bigconv.sources.base import SPAN_BYTES, OnlySome, Reject, Span, origins
 from bigconv.sources.filelist import FileList
 from bigconv.sources.npy import field_of
 from bigconv.sources.rowwise import woven
@@ -150,7 +150,7 @@ class ForeignArrays(ABC):
         passed_over: list[str] = []
         for number, path in enumerate(names):
             found, others = cls.look(path)
-            here = chosen(found, columns, path)
+            here = chosen(_sparse_named(found) if columns is None else found, columns, path)
             made = [d.field(axis, f"{path}[{d.path}]") for d in here]
             if number and made != fields:
                 raise InputError(f"{path}: other datasets than {names[0]}: {_differs(fields, made)}")
@@ -243,6 +243,22 @@ class ForeignArrays(ABC):
         }
 
 
+def _sparse_named(found: Sequence[Dataset]) -> list[Dataset]:
+    """The same, with the parts of sparse matrices (AnnData's, 10x's), whose rows they are not, told as such."""
+    vectors: dict[str, set[str]] = defaultdict(set)
+    for d in found:
+        group, _, name = d.path.rpartition("/")
+        if len(d.shape) == 1 and d.member is None:
+            vectors[group].add(name)
+    sparse = {group for group, names in vectors.items() if {"data", "indices", "indptr"} <= names}
+    why = "part of a sparse matrix. Its rows are read from a file of scipy.sparse.save_npz"
+    parts = [d.path.rpartition("/") for d in found]
+    return [
+        replace(d, problem=why) if group in sparse and name in ("data", "indices", "indptr") else d
+        for d, (group, _, name) in zip(found, parts, strict=True)
+    ]
+
+
 def chosen(found: Sequence[Dataset], columns: Sequence[str] | None, where: str) -> list[Dataset]:
     """The datasets that become fields, in the order asked for. Raises `InputError`, `UsageError`."""
     if not found:
@@ -260,22 +276,12 @@ def chosen(found: Sequence[Dataset], columns: Sequence[str] | None, where: str) 
             datasets += [d for d in fits if d not in datasets]
     for d in datasets:
         if d.problem is not None:
-            others = ",".join(o.name for o in datasets if o.problem is None)
-            leave = f"\nLeave it out: --columns {others}" if others and len(others) < 200 else ""
-            raise InputError(f"{where}[{d.path}]: {d.problem}.{leave}")
+            raise OnlySome(f"{where}[{d.path}]: {d.problem}", [o.name for o in datasets if o.problem is None])
     names: dict[str, Dataset] = {}
     for d in datasets:
         if names.setdefault(d.name, d) is not d:
             raise InputError(f"{where}: {names[d.name].path} and {d.path} would both be field {d.name}")
     return datasets
-
-
-class UnequalRows(InputError):
-    """Datasets that can't make one store. `columns`: those with the most bytes that can."""
-
-    def __init__(self, why: str, columns: Sequence[str]) -> None:
-        super().__init__(f"{why}.\nTake those that belong together: --columns {','.join(columns)}")
-        self.why, self.columns = why, list(columns)
 
 
 def _rows(datasets: Sequence[Dataset], axis: int, where: str) -> int:
@@ -285,7 +291,7 @@ def _rows(datasets: Sequence[Dataset], axis: int, where: str) -> int:
     if len(by_rows) > 1:
         told = "; ".join(f"{rows} in {_some(ds)}" for rows, ds in sorted(by_rows.items(), reverse=True)[:4])
         largest = max(by_rows.values(), key=lambda ds: sum(math.prod(d.shape) * max(1, d.item_bytes) for d in ds))
-        raise UnequalRows(
+        raise OnlySome(
             f"{where}: datasets of one store need equal rows along axis {axis}: {told}", [d.name for d in largest]
         )
     return next(iter(by_rows))

@@ -33,6 +33,7 @@ UNREAD = (
 RATIO = 8  # of a photo's pixels to its file, about: spans are planned before anything is decoded
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 SLOW_SECONDS = 20e-6  # a header that takes longer isn't in memory: looking itself takes 4 us
 ROOM_BYTES = SPAN_BYTES + SPAN_BYTES // 4  # of a block of images of any size: the last one reaches over
 
@@ -54,7 +55,7 @@ class ImageFolder:
     schema: Schema
     labels: Index | None
     label_from: str
-    notes: tuple[str, ...] = ()  # pictures that nothing here decodes
+    unread: str = ""  # pictures that nothing here decodes: how many of which kind
 
     @classmethod
     def find(
@@ -90,9 +91,6 @@ class ImageFolder:
         if not len(files):
             raise InputError(_nothing(root))
         unread = ", ".join(f"{others[end]:,} {end}" for end in UNREAD if others[end])
-        notes = (
-            (f"left out, as no decoder here reads them: {unread}. Convert them to PNG or JPEG first",) if unread else ()
-        )
         label_from, names = class_names(files, label_from, cls.name)
         if keep_encoded:
             fields = [Field("image", "uint8", (None,), kind="encoded")]
@@ -105,7 +103,21 @@ class ImageFolder:
             fields.append(label)
         elif classes is not None:
             raise UsageError("--classes needs labels: say where they come from with --label-from")
-        return cls(files, Schema(tuple(fields)), labels, label_from, notes)
+        return cls(files, Schema(tuple(fields)), labels, label_from, unread)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Pictures that are left out, and labels that look like splits, not classes."""
+        told = []
+        if self.unread:
+            told.append(f"left out, as no decoder here reads them: {self.unread}. Convert them to PNG or JPEG first")
+        classes = self.schema["label"].classes if self.label_from == "folder" and self.labels is not None else None
+        if classes and {name.lower() for name in classes} <= SPLITS:
+            told.append(
+                f"the labels are {', '.join(classes)}, as the folders right below SOURCE are called. If these are "
+                "splits, convert each on its own; --classes STORE keeps the classes' numbers"
+            )
+        return tuple(told)
 
     @property
     def inputs(self) -> int:

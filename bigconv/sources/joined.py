@@ -5,6 +5,8 @@ the key, and files with one key make one row. So `*_img.png` and `*_mask.png` be
 in folders that `**` matches. Rows come in the order of the first field's files.
 
 A key for which a field has no file, or several, is a reject. When no key is complete, that is an error.
+
+Masks and volumes may be NIfTI; `affine` is then that of the first such field, and a mask has the shape of the volume.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from bigconv import decode
 from bigconv.block import Array, Block, Index
 from bigconv.errors import InputError, SchemaError, UsageError
 from bigconv.schema import Field, Schema, unknown
-from bigconv.sources import npy
+from bigconv.sources import joined_scans, npy
 from bigconv.sources.base import Reject, Span
 from bigconv.sources.filelist import FileList
+from bigconv.sources.joined_scans import AFFINE, are_scans, is_scan, scan, scan_field
 from bigconv.sources.labels import Classes, class_names, numbered, told_of
 from bigconv.sources.rowwise import Row, assembled, sized_spans
 from bigconv.sources.tar_members import MAKERS, kind
 
-KINDS = ("image", "mask", "array", "text", "label", "bytes")
+KINDS = ("image", "mask", "volume", "array", "text", "label", "bytes")
 HEAD_BYTES = 64 << 10  # 64 KiB: where nearly all headers end
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
 NONE, SEVERAL = -1, -2
@@ -156,6 +159,8 @@ class Joined:
             Schema((Field("unknown", "uint8"),)),
         )
         fields = [source._field(number, w, keep_encoded, sizes_matter) for number, w in enumerate(wanted)]
+        if any(is_scan(f) for f in fields):
+            fields.append(Field(AFFINE, "float64", (4, 4), "label"))
         labels = None
         if names is not None:
             label, labels = numbered(names, classes)
@@ -192,7 +197,11 @@ class Joined:
         for w, number in zip(self.wanted, self.members[i].tolist(), strict=True):
             field = self.schema[w.name]
             try:
-                row[w.name] = _made(_bytes(self.files, number), field)
+                if is_scan(field):
+                    row[w.name], affine = scan(self.files.path(number), field)
+                    row.setdefault(AFFINE, affine)
+                else:
+                    row[w.name] = _made(_bytes(self.files, number), field)
             except (InputError, OSError) as error:
                 if number == self.anchors[i]:
                     raise
@@ -208,6 +217,9 @@ class Joined:
         numbers = [n for n in self.members[:, number].tolist() if n >= 0]
         what = wanted.kind or _kind(self.files, numbers, wanted)
         try:
+            if are_scans([self.files.name(n) for n in numbers], wanted.kind):
+                paths = [self.files.path(n) for n in numbers]
+                return scan_field(paths, wanted.name, "mask" if what == "mask" else "volume")
             if what == "image" and keep_encoded:
                 return Field(wanted.name, "uint8", (None,), kind="encoded")
             if what == "image":
@@ -371,6 +383,7 @@ def _made(data: bytes, field: Field) -> Array:
 
 def _lie_alike(row: Row, schema: Schema) -> None:
     """A mask whose sides are those of its image exchanged was made without heeding that the image is turned."""
+    joined_scans.lie_alike(row, schema)
     for image in (f for f in schema if f.kind == "image" and f.name in row):
         size = row[image.name].shape[:2]
         for mask in (f for f in schema if f.kind == "mask" and f.name in row):

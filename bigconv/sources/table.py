@@ -17,7 +17,7 @@ from bigconv.block import Array, Block, Index, Ragged
 from bigconv.block import Column as Values
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema, unknown
-from bigconv.sources.base import SPAN_BYTES
+from bigconv.sources.base import SPAN_BYTES, OnlySome
 from bigconv.sources.columns import (
     Column,
     Pack,
@@ -128,7 +128,7 @@ class Layout:
         for name in dict.fromkeys(order):
             packed.append(name in members)
             chosen.append(members.get(name) or (known[name],))
-            fields.append(packed_field(name, chosen[-1]) if packed[-1] else field_of(known[name]))
+            fields.append(packed_field(name, chosen[-1]) if packed[-1] else _field(known[name], found))
         number = float(fill) if isinstance(fill, str) else fill
         return cls(tuple(chosen), tuple(packed), number, Schema(tuple(fields)))
 
@@ -240,6 +240,21 @@ class Layout:
             pass
         wider = f".\n--dtypes {column.name}=float64 makes room in CSV and JSON lines" if dtype.kind in "iu" else ""
         raise UsageError(f"--fill {self.fill} can't stand in column {column.name}, which is {dtype}{wider}")
+
+
+def _field(column: Column, found: Sequence[Column]) -> Field:
+    """Raises `OnlySome`, which names the columns that can be fields."""
+    try:
+        return field_of(column)
+    except InputError as error:
+        raise OnlySome(str(error), [other.name for other in found if _can_be(other)]) from error
+
+
+def _can_be(column: Column) -> bool:
+    try:
+        return bool(field_of(column))
+    except InputError:
+        return False
 
 
 def batch_of(table: Any) -> Any:

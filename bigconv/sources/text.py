@@ -19,11 +19,10 @@ from bigconv.sources.filelist import FileList
 from bigconv.sources.lines import BOM, UTF16, Lines, split
 from bigconv.sources.named import NamedFiles
 from bigconv.sources.rowwise import Row, assembled, sized_spans, woven
-from bigconv.sources.tokens import Tokenizer
+from bigconv.sources.tokens import Tokenizer, batches
 
 FILE_BYTES = 1 << 30  # 1 GiB: what is larger is no one sample
 LOOK_FILES, LOOK_BYTES = 16, 64 << 10  # of a source, to tell whether it is text at all
-TOKENIZE_BYTES = 1 << 20  # 1 MiB of text at once: libraries take 100 bytes of memory a token
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +127,7 @@ class Text:
             return Ragged(column.values.astype(tokenizer.dtype), column.offsets), rows
         cells: list[Array] = []
         good: list[int] = []
-        for start, stop in _batches(column.offsets):
+        for start, stop in batches(column.offsets):
             texts = [bytes(line).decode() for line in column[start:stop]]
             for row, ids in zip(rows[start:stop].tolist(), tokenizer.encode(texts), strict=True):
                 if isinstance(ids, InputError):
@@ -162,16 +161,6 @@ def _look(files: NamedFiles) -> None:
         except OSError as error:
             why = why or f"{files.name(i)}: {error.strerror}"
     raise InputError(f"{why}.\nNone of the first {min(len(files), LOOK_FILES)} file(s) can be read as text")
-
-
-def _batches(offsets: Index) -> Iterator[tuple[int, int]]:
-    """Rows from and to, about `TOKENIZE_BYTES` together."""
-    start = 0
-    while start < len(offsets) - 1:
-        stop = int(np.searchsorted(offsets, offsets[start] + TOKENIZE_BYTES, "right")) - 1
-        stop = min(max(stop, start + 1), start + 65_536)
-        yield start, stop
-        start = stop
 
 
 def _is_utf8(data: bytes) -> bool:

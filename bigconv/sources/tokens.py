@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import parent_process
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from bigconv.block import Array
+from bigconv.block import Array, Index
 from bigconv.errors import InputError, UsageError
 from bigconv.registry import missing
 from bigconv.schema import unknown
 
 WAYS = ("byte", "tiktoken:NAME", "FILE.json", "MODULE:FUNCTION")
 FILE_BYTES = 256 << 20  # 256 MiB: the largest vocabularies there are take 30
+TOKENIZE_BYTES = 1 << 20  # 1 MiB of text at once: libraries take 100 bytes of memory a token
 Encode = Callable[[Sequence[str]], Sequence[Any]]
 
 
@@ -111,6 +112,16 @@ class Tokenizer:
     def describe(self) -> dict[str, Any]:
         told: dict[str, Any] = {"name": self.name, "vocabulary": self.vocabulary}
         return told if self.sha256 is None else {**told, "sha256": self.sha256}
+
+
+def batches(offsets: Index) -> Iterator[tuple[int, int]]:
+    """Rows from and to, about `TOKENIZE_BYTES` together."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, offsets[start] + TOKENIZE_BYTES, "right")) - 1
+        stop = min(max(stop, start + 1), start + 65_536)
+        yield start, stop
+        start = stop
 
 
 @cache

@@ -165,5 +165,6 @@ def view_of(rows: Any) -> StoreView | None:
         raise UsageError(
             f"{rows!r} has {len(rows)} samples, and its store {len(view)} rows: what the store holds of rows\n"
             "says nothing of them. Give an array with one value for each sample"
+            + ("; windows.locate tells the group of each window" if hasattr(rows, "windows") else "")
         )
     return view

@@ -76,6 +76,13 @@ def test_slower_by_more_than_allowed_and_not_by_chance(new: float, half: float, 
     assert change.slower == pytest.approx(1 - new / 100)
 
 
+def test_another_machine_is_told() -> None:
+    here = {"cores": 2, "torch": "2.13", "available_memory_bytes": 1}
+    assert baseline.other_machine({"machine": here}, {"machine": {**here, "available_memory_bytes": 2}}) == []
+    (told,) = baseline.other_machine({"machine": {**here, "cores": 8}}, {"machine": here})
+    assert told.endswith("another machine: cores 8 then, 2 now")
+
+
 def test_only_like_is_compared() -> None:
     for changes, words in (
         ({"batch_size": 9}, "batch-size 8 then, and 9 now"),

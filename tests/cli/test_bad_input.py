@@ -244,7 +244,12 @@ def test_a_file_whose_name_tells_nothing(run: Run, images: Path, tmp_path: Path)
     )
     refused(run("convert", tmp_path / "notes.cvs", out), 2, "extension .cvs", "Did you mean .csv?")
     refused(run("convert", tmp_path / "rows.json", out), 2, "one list in JSON: jq -c '.[]' FILE > FILE.jsonl")
-    refused(run("convert", images / "cats" / "0.png", out), 2, "a picture by itself", "name the one that holds them")
+    refused(
+        run("convert", images / "cats" / "0.png", out),
+        2,
+        "images are read from their folder",
+        f"Name it: {images / 'cats'}",
+    )
 
 
 def test_a_folder_that_holds_sharded_directories(run: Run, images: Path, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_bad_input(bench: Bench, store: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, 2)))
     refused(bench("x.npy", "--fields", "x"), 2, "raw files have neither --fields")
     refused(bench("x.npy", "--stores", "h5,zar"), 2, "Did you mean 'zarr'")
+    refused(bench("x.npy", "--stores", "h5", "--fields", "x"), 2, "--fields with --stores takes columns of a table")
 
 
 def test_samples_that_cannot_be_stacked(bench: Bench, make_store: Callable[..., Path]) -> None:

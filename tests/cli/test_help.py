@@ -16,7 +16,7 @@ import bigconv
 from bigconv.cli.app import app
 
 COMMANDS = ("", "convert", "shard", "inspect", "bench")
-RUN = [sys.executable, "-c", "from bigconv.cli.app import main; main()"]
+RUN = [sys.executable, "-m", "bigconv"]
 
 
 def ran(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -201,3 +201,11 @@ def test_a_fix_takes_what_goes_together(tmp_path: Path) -> None:
 def test_the_fix_for_a_tables_floats(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("price,volume\n1.25,7\n2.5,8\n")
     assert topics(tmp_path / "t.csv")["float64"].endswith("t.csv new.h5 --dtypes price=float32")
+
+
+def test_columns_that_can_be_fields(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"a": 1, "tags": ["x"], "b": 0.5}\n')
+    raw = subject([tmp_path / "t.jsonl"]).raw
+    assert raw is not None
+    assert raw.readings[0].command.endswith(" --columns a,b")
+    assert "'tags'" in raw.readings[0].problem

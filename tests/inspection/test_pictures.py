@@ -176,3 +176,15 @@ def test_page_needs_nothing_and_escapes_all() -> None:
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
     assert "bigconv inspect" in text[:4096]
+
+
+def test_a_mask_of_a_volume_shows_its_classes() -> None:
+    """On the slices that its volume shows, and never in between two classes."""
+    mask = np.zeros((9, 10, 11), np.uint8)
+    mask[4, 2:5, 3:6] = 2
+    shown = pixels.slices(mask, classes=True)
+    assert np.array_equal(shown[0], pixels.mask(mask[4]))
+    drawn = panel(Field("mask", "uint8", (9, 10, 11), "mask"), mask, 96).image
+    assert drawn is not None
+    seen = {tuple(one) for one in np.asarray(drawn).reshape(-1, 3).tolist()}
+    assert seen == {pixels.CLASSES[0], pixels.CLASSES[2]}

@@ -208,3 +208,9 @@ def test_errors(make_store: Make) -> None:
     with pytest.raises(UsageError, match="by their names"):
         WindowDataset(path, wrong, 4)
     assert "297 windows of 4" in repr(WindowDataset(path, "y", 4))
+
+
+def test_windows_that_fit_nowhere(make_store: Make) -> None:
+    """A DataLoader would only say that it has nothing to shuffle."""
+    with pytest.warns(UserWarning, match="0 windows of 290.*: no document.* has the 301 items"):
+        assert len(WindowDataset(make_store(BLOCK, ".h5"), "y", 290, horizon=11)) == 0

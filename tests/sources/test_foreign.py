@@ -393,3 +393,15 @@ def test_metadata_that_makes_no_sense(tmp_path: Path) -> None:
         (tmp_path / "a" / "zarr.json").write_text(json.dumps({**good, key: value}))
         with pytest.raises(InputError, match=r"\[a\]: "):
             ForeignZarr.find([tmp_path / "a"])
+
+
+def test_parts_of_a_sparse_matrix_are_no_rows(tmp_path: Path) -> None:
+    """As AnnData keeps one: its entries would be taken for rows."""
+    path = tmp_path / "cells.h5ad"
+    with h5py.File(path, "w") as file:
+        file["X/data"], file["X/indices"], file["X/indptr"] = np.ones(30), np.arange(30), np.arange(0, 31, 3)
+        file["obs/age"] = np.arange(10)
+    with pytest.raises(InputError, match=r"X/data\]: part of a sparse .*save_npz\.\n.*: --columns obs\.age"):
+        find_source([path], None, {})
+    assert find_source([path], None, {"columns": ["obs"]}).inputs == 10
+    assert find_source([path], None, {"columns": ["X.data"]}).inputs == 30  # who asks for it gets it

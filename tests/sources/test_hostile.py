@@ -336,7 +336,7 @@ def test_named_or_grouped_what_lies_elsewhere_stays_there(secret: Path, capsys: 
         refused(capsys, secret.parent, 2, "", path, "--columns", columns)
     with h5py.File(path, "a") as file:
         file["mine"] = np.arange(3)
-    refused(capsys, secret.parent, 2, "Leave it out: --columns mine", path)
+    refused(capsys, secret.parent, 2, "Take those that fit: --columns mine", path)
 
 
 # -- one bad input among good ones -------------------------------------------------------------------------------------

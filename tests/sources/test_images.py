@@ -83,6 +83,15 @@ def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
     assert found.describe() == plain.describe()
 
 
+def test_folders_that_are_splits_are_told_of(tmp_path: Path) -> None:
+    for split, name in (("train", "cat"), ("val", "cat")):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / split / name / "a.png")
+    (note,) = ImageFolder.find([tmp_path]).notes
+    assert note.startswith("the labels are train, val")
+    assert ImageFolder.find([tmp_path / "train"]).notes == ImageFolder.find([tmp_path], label_from="none").notes == ()
+
+
 def test_no_labels_at_the_top_level(tmp_path: Path) -> None:
     fill(tmp_path, ["b.png", "a.png"])
     source = ImageFolder.find([tmp_path])

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+import nibabel
 import numpy as np
 import pytest
 from _rows import read
@@ -45,6 +46,23 @@ def pairs(folder: Path, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
     return rows
 
 
+def scans(folder: Path, shapes: list[tuple[int, ...]]) -> list[dict[str, Any]]:
+    """Volumes and their masks, every other one saved with floats, as some programs do."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, shape in enumerate(shapes):
+        affine = np.diag([1, 2, 2.5 + i, 1])
+        row = {"volume": rng.integers(-1000, 1000, shape, np.int16), "mask": rng.integers(0, 4, shape, np.uint8)}
+        for name, data in (("ct", row["volume"]), ("seg", row["mask"].astype(np.float32 if i % 2 else np.uint8))):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(data, affine), folder / name / f"case_{i}.nii{'.gz' if i % 3 else ''}")
+        rows.append({"volume": row["volume"], "mask": row["mask"].astype(np.int16), "affine": affine})
+    return rows
+
+
+SCANS = ["volume=ct/*.{nii,nii.gz}", "mask=seg/*.{nii,nii.gz}"]
+
+
 class Joins(SourceSuite):
     source = "joined"
     limits: ClassVar = {"bigconv.sources.rowwise.SPAN_INPUTS": 2}
@@ -56,6 +74,16 @@ class TestPairs(Joins):
 
     def test_a_damaged_file_is_named(self, made: Made, damage: str = "") -> None:
         """A row is several files here: `test_a_bad_file_costs_its_row` looks at each."""
+
+
+class TestScans(Joins):
+    """Volumes of different sizes with their masks."""
+
+    def make(self, folder: Path) -> Made:
+        return [folder], {"field": SCANS}, scans(folder, [(4, 5, 6), (3, 5, 6), (4, 4, 4), (7, 2, 3), (4, 5, 6)])
+
+    def test_a_damaged_file_is_named(self, made: Made, damage: str = "") -> None:
+        """As above: `test_bad_scans` looks at each."""
 
 
 class TestOfEveryKind(Joins):
@@ -367,3 +395,35 @@ def test_follow_links(tmp_path: Path) -> None:
     assert [followed.files.name(i) for i in range(len(followed.files))] == ["one.png", "out/elsewhere.png", "raw.png"]
     again = find_source([inside], None, {"label_from": "none"})
     assert len(again.files) == 1, "one request must not change the next"
+
+
+def test_scans_and_masks(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    scans(raw, [(4, 5, 6), (4, 5, 6)])
+    source = Joined.find([raw], field=SCANS)
+    told = [(f.name, f.dtype, f.shape, f.kind) for f in source.schema]
+    assert told == [
+        ("volume", "int16", (4, 5, 6), "volume"),
+        ("mask", "int16", (4, 5, 6), "mask"),
+        ("affine", "float64", (4, 4), "label"),
+    ]
+    manifest = bigconv.convert(raw, tmp_path / "a.h5", field=SCANS, dtype="float32", workers=0)
+    assert [f.dtype for f in manifest.schema] == ["float32", "int16", "float64"]  # a mask keeps its integers
+    assert Joined.find([raw], field=["volume:bytes=ct/*.{nii,nii.gz}"]).schema["volume"].kind == "bytes"
+    (raw / "ct/case_1.nii.gz").rename(raw / "ct/case_1.gz")
+    with pytest.raises(InputError, match=r"'ct/case_1.gz': volumes that are joined are NIfTI files"):
+        Joined.find([raw], field=["volume:volume=ct/*"])
+
+
+def test_bad_scans(tmp_path: Path) -> None:
+    scans(tmp_path, [(4, 5, 6)] * 4)
+    mask = tmp_path / "seg/case_1.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 5, 6), 0.5, np.float32), np.eye(4)), mask)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 6, 5), np.uint8), np.eye(4)), tmp_path / "seg/case_2.nii.gz")
+    (tmp_path / "seg/case_3.nii").write_bytes(b"no volume")
+    block, rejects = read(Joined.find([tmp_path], field=SCANS))
+    assert block is not None
+    assert len(block) == 1
+    assert rejects[0].error.startswith("seg/case_1.nii.gz: mask has voxels that are no whole numbers of int16")
+    assert "mask has 4 x 6 x 5 voxels, volume 4 x 5 x 6" in rejects[1].error
+    assert rejects[2].error.startswith("seg/case_3.nii: ")

@@ -15,7 +15,7 @@ import pytest
 from _read import read_rows
 
 from bigconv.errors import InputError, MissingPackage, UsageError
-from bigconv.sources import nifti
+from bigconv.sources import nifti_file
 from bigconv.sources.nifti import Nifti
 from bigconv.testing.source_suite import Made, SourceSuite
 
@@ -147,7 +147,7 @@ def test_labels_only_where_they_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_large_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A time series that is larger than a row may be, of which each image is small enough."""
-    monkeypatch.setattr(nifti, "MAX_ROW_BYTES", 4 * 3 * 2 * 2)
+    monkeypatch.setattr(nifti_file, "MAX_ROW_BYTES", 4 * 3 * 2 * 2)
     data = voxels(4, 3, 2, 50)
     save(tmp_path / "a.nii.gz", data)
     found, _ = read_rows(Nifti.find([tmp_path], axis=3))

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bigconv
 from bigconv.block import Block
+from bigconv.conversion.options import find_source
 from bigconv.errors import InputError, MissingPackage, UsageError
 from bigconv.sources import lines
 from bigconv.sources.base import Reject, Span
@@ -265,7 +267,7 @@ def test_a_function_that_fails_loses_only_its_row(
 
 
 def test_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigconv.sources.text.TOKENIZE_BYTES", 10)
+    monkeypatch.setattr("bigconv.sources.tokens.TOKENIZE_BYTES", 10)
     made = bpe(tmp_path / "t.json")
     texts = ["the cat " * (i % 4) for i in range(40)]
     (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
@@ -317,3 +319,64 @@ def test_a_missing_package_says_how_to_install_it(
     what = "tiktoken:r50k_base" if package == "tiktoken" else str(tmp_path / "missing.json")
     with pytest.raises(MissingPackage, match=r"pip install 'bigconv\[text\]'"):
         Tokenizer.of(what)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def corpus(path: Path) -> list[str]:
+    texts = ["naïve", "", "bad one", "你好 long", "x" * 50]
+    path.write_text("".join(json.dumps({"id": f"d{i}", "text": t, "n": i}) + "\n" for i, t in enumerate(texts)))
+    return texts
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_text_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Each text is a row of tokens in its place; the recipe makes them again."""
+    texts = corpus(tmp_path / "c.jsonl")
+    monkeypatch.setattr("bigconv.sources.tokens.TOKENIZE_BYTES", 10)
+    (tmp_path / f"utf_{workers}.py").write_text(
+        "def encode(text): return list(text.encode())\nencode.vocab_size = 256\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = bigconv.convert("c.jsonl", "own.zarr", tokenizer=f"utf_{workers}:encode", workers=workers)
+    made = bigconv.convert("c.jsonl", "a.zarr", tokenizer="byte", workers=workers)
+    assert own.content_digest == made.content_digest  # text by text, and all at once
+    assert [(f.name, f.dtype) for f in made.schema] == [("id", "uint8"), ("tokens", "uint16"), ("n", "int64")]
+    view = bigconv.open(tmp_path / "a.zarr")
+    assert [view[i]["tokens"].tolist() for i in range(5)] == [list(text.encode()) for text in texts]
+    assert [view[i]["id"] for i in range(5)] == [f"d{i}" for i in range(5)]
+    again = bigconv.convert(tmp_path / "c.jsonl", tmp_path / "b.zarr", recipe=tmp_path / "a.zarr", workers=0)
+    assert again.content_digest == made.content_digest
+
+
+def test_texts_of_a_table_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_tokens.py").write_text(
+        "def encode(text):\n    if 'bad' in text: raise ValueError('on purpose')\n    return [len(text)]\n"
+    )
+    corpus(tmp_path / "c.jsonl")
+    monkeypatch.chdir(tmp_path)
+    source = find_source([Path("c.jsonl")], None, {"tokenizer": "own_tokens:encode"})
+    items = [item for span in source.plan() for item in source.read(span)]
+    assert [len(item) if isinstance(item, Block) else item.row for item in items] == [2, 2, 2]
+    assert "field text: tokenizer own_tokens:encode failed: ValueError: on purpose" in items[1].error  # type: ignore[union-attr]
+
+
+def test_which_text_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("a,b,n\nx,yy,1\n")
+    for columns, what, of in ((None, "b=byte", "b"), (["n", "a"], "byte", "a")):
+        source = find_source([path], None, {"tokenizer": what, "columns": columns})
+        assert source.describe()["tokenizer"]["of"] == of
+        assert "tokens" in source.schema.names
+    for columns, what, why in (
+        (None, "byte", r"which text\? --tokenizer COLUMN=byte, of a, b"),
+        (None, "n=byte", "no field of text called n"),
+        (["n"], "byte", "no field of text called text"),
+        (None, "b=bite", "Did you mean 'byte'"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            find_source([path], None, {"tokenizer": what, "columns": columns})
+    with pytest.raises(UsageError, match="no meaning for arrays input"):
+        np.save(tmp_path / "x.npy", np.zeros(3))
+        find_source([tmp_path / "x.npy"], None, {"tokenizer": "byte"})
