@@ -166,7 +166,7 @@ def test_damage_is_not_given_a_new_digest(tmp_path: Path) -> None:
         ({"add_field": "nowhere"}, BigconvError, "no such file or folder"),
         ({"drop_field": "x", "repair": True}, UsageError, "each changes one store"),
         ({"drop_field": "x", "dest": "other"}, UsageError, "each changes one store"),
-        ({"drop_field": "x", "rank": "0/2"}, UsageError, "make a new directory"),
+        ({"drop_field": "x", "rank": "0/2"}, UsageError, "--rank: for a new DEST"),
     ],
     ids=str,
 )
