@@ -196,7 +196,7 @@ def store_for(path: Path, name: str | None = None) -> str:
     close = get_close_matches(path.suffix, known, n=1)
     mean = f" Did you mean {close[0]}?" if close else ""
     raise UsageError(
-        f"{path.name}: no store has the extension {path.suffix or '(none)'}.{mean}\n"
+        f"{path}: no store has the extension {path.suffix or '(none)'}.{mean}\n"
         f"Use one of {' '.join(known)}, or --to {'|'.join(STORES)}."
     )
 

@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda m: m.group().encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
+def name(path: object) -> str:
+    """The same for a path, which is one line whatever is in it."""
+    return printable(str(path)).replace("\n", "\\n")
+
+
 def size(nbytes: float) -> str:
     """`1.5 GB`: powers of 1,000, as disks are sold."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -66,6 +66,7 @@ class Warm:
     def close(self) -> None:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
+        self._server.stdin.write("null\n")  # its end says nothing while a forked child of ours has it too
         self._server.stdin.close()
         self._server.wait()
         self._server.stdout.close()
@@ -77,6 +78,8 @@ def serve() -> None:
             importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
+        if request is None:
+            return
         child = os.fork()
         if child == 0:
             status = _become(request)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
+from traceback import walk_tb
 from typing import Annotated, Any
 
 import typer
@@ -25,17 +28,23 @@ app.command("inspect", cls=help.Command)(inspect.command)
 app.command("bench", cls=help.Command)(bench.command)
 
 REFUSED = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+PRINTERS = ("click", "typer", "rich", "tqdm")
 BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main() -> None:
     """Entry point of `bigconv`: exit codes as the documentation lists them."""
     debug = "--debug" in sys.argv
+    _open_streams()
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="bigconv", standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], prog_name="bigconv", standalone_mode=False)
+        if code == INTERRUPTED:  # typer's own, for Ctrl-C
+            _say("interrupted")
+        sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except SystemExit as ended:
         # typer ends with 1 when the pipe is closed, which here would mean findings; it leaves this wrapper behind
         if ended.code == 1 and "PacifyFlush" in type(sys.stdout).__name__:
@@ -54,13 +63,39 @@ def main() -> None:
         ):  # what typer raises for what was typed; each of its versions has it elsewhere
             _say(_typed_wrong(error))
             sys.exit(REFUSED)
+        if isinstance(error, BrokenPipeError) and not _printing(error):
+            _say(
+                "a process that this one had started is gone; out of memory? The same command goes on where it stopped"
+            )
+            sys.exit(REFUSED)
         if isinstance(error, BrokenPipeError):
             sys.exit(READER_LEFT)
+        if isinstance(error, OSError) and _printing(error):
+            _say(f"stdout: can't be written: {error.strerror}")
+            sys.exit(REFUSED)
         if isinstance(error, MemoryError):
             _say("out of memory. With fewer --workers each has more; the same command goes on where it stopped")
             sys.exit(REFUSED)
         _say(f"a bug in bigconv: {type(error).__name__}: {error}\nRun it again with --debug and report what it prints.")
         sys.exit(BUG)
+
+
+def _open_streams() -> None:
+    """Open what is closed of the standard streams, on nothing. Else the next file, a store, would get the number of
+    one, and with it what libraries print."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            made = os.open(os.devnull, os.O_RDWR)
+            if made != number:
+                os.dup2(made, number)
+                os.close(made)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  as long as the process
+
+
+def _printing(error: BaseException) -> bool:
+    """Whether it was raised by what prints for us, as on a full disk that stdout leads to."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in PRINTERS
 
 
 def _typed_wrong(error: Any) -> str:
@@ -90,4 +125,5 @@ def _program(
 def _say(message: str) -> None:
     from bigconv.cli.text import printable
 
-    print(f"bigconv: {printable(message)}", file=sys.stderr)  # noqa: T201
+    with suppress(OSError):  # the exit code says it, too
+        print(f"bigconv: {printable(message)}", file=sys.stderr)  # noqa: T201

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 WIDEST = 100  # columns: longer lines are hard to read
+NARROWEST = 40  # columns: what is narrower breaks the lines itself, and columns of a word's width help nobody
 NARROW = 70  # columns: below it the left column takes less
 OPTIONS = "Options"
 
@@ -23,6 +24,14 @@ Row = tuple[str, str]
 
 class Command(TyperCommand):
     """A command whose help is drawn here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """An empty path would be the current folder."""
+        if "" in args:
+            from bigconv.errors import UsageError
+
+            raise UsageError("an empty word on the command line: is a variable not set?")
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Usage, what it does, arguments, then options group by group, those of no group first."""
@@ -63,7 +72,7 @@ def _about(option: Any) -> str:
 
 def page(usage: str, about: str, groups: dict[str, list[Row]]) -> str:
     """All of it, as wide as the terminal is."""
-    width = min(shutil.get_terminal_size().columns, WIDEST)
+    width = max(min(shutil.get_terminal_size().columns, WIDEST), NARROWEST)
     left = 20 if width < NARROW else 28
     paragraphs = [" ".join(paragraph.split()) for paragraph in about.split("\n\n")]
     lines = [f"{_bold('Usage:')} {usage}"]

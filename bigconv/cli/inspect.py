@@ -260,6 +260,6 @@ class _Answer:
         if self.diff is not None:
             show_diff(out, self.diff)
         for file in self.files.values():
-            out.print(f"wrote {text.printable(str(file))}", markup=False, highlight=False)
+            out.print(f"wrote {text.name(file)}", markup=False, highlight=False)
         if self.findings is not None:
             show_findings(out, self.findings)

@@ -46,7 +46,7 @@ def show_plan(request: Request, plan: Plan, as_json: bool) -> None:
 
     out = console()
     many = "rows, how many only reading tells," if reckoned.rows is None else text.plural(reckoned.rows, "row")
-    name = escape(text.printable(str(request.told)))
+    name = escape(text.name(request.told))
     out.print(f"[bold]{name}[/bold] would hold {many} from {plan.source.name}, as {plan.store.name}")
     out.print(field_table(plan.schema, plan.store.describe(plan.schema)))
     out.print(f"steps {' → '.join(step.name for step in plan.steps) or 'none'} · free {text.size(free)}")
@@ -104,8 +104,7 @@ def show(outcome: Outcome, notes: Sequence[str]) -> None:
     from bigconv.dataset import DatasetManifest
 
     manifest, seconds = outcome.manifest, max(outcome.seconds, 1e-9)
-    dest = text.printable(str(outcome.dest))
-    bold = f"[bold]{escape(dest)}[/bold]"
+    bold = f"[bold]{escape(text.name(outcome.dest))}[/bold]"
     fields = ", ".join(repr(name) for name in manifest.schema.names) + ("," if len(manifest.schema) == 1 else "")
     out = console()
     if outcome.status == "unchanged":
@@ -129,7 +128,7 @@ def show(outcome: Outcome, notes: Sequence[str]) -> None:
     out.print(f"content digest {manifest.content_digest}", style="dim")
     out.print("read it:")
     out.print("  from bigconv.runtime import StoreDataset", markup=False, highlight=False)
-    out.print(f"  dataset = StoreDataset({dest!r}, fields=({fields}))", markup=False, highlight=False)
+    out.print(f"  dataset = StoreDataset({str(outcome.dest)!r}, fields=({fields}))", markup=False, highlight=False)
 
 
 def _show_gaps(out: Any, source: Mapping[str, Any]) -> None:

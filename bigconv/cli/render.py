@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bigconv.cli import text
+from bigconv.cli.help import NARROWEST
 from bigconv.errors import READER_LEFT
 from bigconv.schema import Schema
 
@@ -24,7 +25,9 @@ def console() -> Console:
     """stdout; plain when piped or with NO_COLOR. What its encoding doesn't have becomes `?`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return _Console(highlight=False, soft_wrap=True)
+    made = _Console(highlight=False, soft_wrap=True)
+    made.width = max(made.width, NARROWEST)
+    return made
 
 
 class _Console(Console):

@@ -170,7 +170,7 @@ def _show_plan(dest: Path | Url, todo: Job | Plan, as_json: bool) -> None:
         return
     out = console()
     for folder, plan, count in outputs:
-        where, rows = text.printable(str(dest / folder)), text.plural(plan.inputs or 0, "row")
+        where, rows = text.name(dest / folder), text.plural(plan.inputs or 0, "row")
         line = f"{where} would be {rows} in {text.plural(count, 'part')}, {plan.store.name}"
         out.print(line, markup=False, highlight=False)
 
@@ -212,7 +212,7 @@ def _show_outcome(outcome: Outcome) -> None:
     out = console()
     datasets = outcome.datasets or {"": outcome.manifest}
     for folder, manifest in datasets.items():
-        where = text.printable(str(outcome.dest / folder))
+        where = text.name(outcome.dest / folder)
         same = {"unchanged": ": unchanged, skipped ·", "made": f": rank {outcome.rank} made"}.get(outcome.status, ":")
         out.print(f"{where}{same} {_counted(manifest)}", markup=False, highlight=False)
         if manifest.content_digest:
@@ -256,6 +256,6 @@ def _show_change(path: Path, changed: Changed, as_json: bool) -> None:
     same = changed.status == "unchanged"
     if not (same or any(changed.what.values())):
         out.print("every part is whole")
-    where = text.printable(str(path))
+    where = text.name(path)
     out.print(f"{where}:{' unchanged, skipped ·' * same} {_counted(manifest)}", markup=False, highlight=False)
     out.print(f"content digest {manifest.content_digest}", style="dim")

@@ -264,7 +264,7 @@ def show_findings(out: Console, findings: list[Finding]) -> None:
 
 
 def _heading(out: Console, name: str, about: str) -> None:
-    out.print(f"[bold]{escape(text.printable(name))}[/bold] · {escape(text.printable(about))}")
+    out.print(f"[bold]{escape(text.name(name))}[/bold] · {escape(text.printable(about))}")
 
 
 def _line(out: Console, line: str, style: str | None = None) -> None:

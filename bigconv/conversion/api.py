@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -343,6 +344,7 @@ def convert(
     `recipe`: a store, or a JSON file with its recipe, whose steps and options are taken instead.
     `progress`: show a bar; by default on a terminal and in a notebook.
     Going on with unfinished work is automatic, and so is finding that nothing has changed. Returns the manifest.
+    What the command hints at, such as a column that one word made text, is a `UserWarning`.
     Raises `InputError`, `OutputError`, `UsageError`, `Interrupted`, or `FindingsError` when too many inputs are bad.
     """
     chosen = list(steps or [])
@@ -422,6 +424,8 @@ def convert(
     if recipe is not None:
         request = request.replayed(Path(recipe))
     plan, done = request.plan()
+    for note in plan.notes:
+        warnings.warn(note, stacklevel=2)
     if done is not None:
         return request.carry_out(plan, done).manifest
     shown = (sys.stderr.isatty() or in_notebook()) if progress is None else progress

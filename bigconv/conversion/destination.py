@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bigconv import dataset, registry
+from bigconv.conversion.build import rejects_file
 from bigconv.conversion.plan import Plan, differences
 from bigconv.errors import OutputError, StoreError
 from bigconv.view.opening import Opened, OpenedDataset, open_store
@@ -40,7 +42,12 @@ def check_datasets(dest: Path, sources: Sequence[Path], overwrite: bool) -> dict
 
 
 def check_place(dest: Path, sources: Sequence[Path]) -> None:
-    """Neither is in the other. Raises `OutputError`."""
+    """Neither is in the other, and the folder takes files named like it. Raises `OutputError`."""
+    try:
+        os.lstat(f"{rejects_file(dest)}.new")  # the longest name there will be beside it
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(f"{dest}: a name too long: no room for that of its list of rejects behind it") from error
     if not dest.absolute().parent.is_dir():
         raise OutputError(f"{dest.parent}: no such folder; make it first")
     real = dest.resolve()

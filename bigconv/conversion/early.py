@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigconv import registry
+from bigconv.conversion.undisturbed import deaf
 
 MAKERS = ("bigconv.conversion.parts_engine", "bigconv.conversion.worker", "bigconv.conversion.shard_source")
 READER = "bigconv.conversion.worker"
@@ -55,4 +56,5 @@ def _start(modules: Sequence[str]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
     from multiprocessing import forkserver
 
-    forkserver.ensure_running()
+    with deaf():
+        forkserver.ensure_running()

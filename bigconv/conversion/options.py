@@ -152,6 +152,9 @@ def _of_folder(path: Path) -> str:
         raise InputError(
             f"{path}: not an LMDB database, or a damaged one: data.mdb: {looks_at(str(path / 'data.mdb'))}"
         )
+    if inside := _datasets(path):
+        told = ", ".join(inside[:4]) + ", …" * (len(inside) > 4)
+        raise InputError(f"{path}: a folder of sharded directories: {told}. Name one, as {path / inside[0]}")
     below = (os.path.join(top, n) for top, _, files in os.walk(path) for n in files if not n.startswith("."))
     seen = list(islice(below, LOOK_AT))
     folders = {name: entry for name, entry in registry.SOURCES.items() if entry.takes != "files"}
@@ -177,6 +180,12 @@ def _of_folder(path: Path) -> str:
     found = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(4))
     known = " ".join(sorted({e for entry in folders.values() for e in entry.extensions}))
     raise InputError(f"{path}: nothing in it that bigconv reads (found {found}).\nIt reads folders of {known}")
+
+
+def _datasets(folder: Path) -> list[str]:
+    """Sharded directories in a folder, as a split makes them."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if registry.is_dataset(Path(entry.path)))
 
 
 def make_steps(

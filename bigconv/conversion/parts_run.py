@@ -218,7 +218,8 @@ def judge(job: Job, results: Results) -> None:
     else:
         fsio.remove(file)
     if rejects > job.policy.allowed(inputs):
-        raise too_many(rejects, inputs, file, retried=False)  # made of parts: each would have to be
+        plan = job.outputs[0].plan  # all have one source
+        raise too_many(rejects, inputs, file, plan, retried=False)  # made of parts: each would have to be
     for number, output in enumerate(job.outputs):
         if not any(result.rows for task, result in results.items() if task.output == number):
             where = f" for {output.folder}" if output.folder else ""

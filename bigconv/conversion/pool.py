@@ -28,6 +28,7 @@ from bigconv.conversion import worker
 from bigconv.conversion.limits import OUT_OF_MEMORY
 from bigconv.conversion.task import Item, Work
 from bigconv.conversion.transport import Arrivals, Shipment
+from bigconv.conversion.undisturbed import deaf
 from bigconv.errors import InputError
 from bigconv.sources.base import Reject, Span
 
@@ -384,11 +385,11 @@ def preload(work: Work) -> list[str]:
 
 @contextlib.contextmanager
 def no_main() -> Iterator[None]:
-    """Keep multiprocessing from importing the user's script into workers, which need nothing of it.
+    """Keep multiprocessing from importing the user's script into workers, which don't need it, and Ctrl-C off them.
 
     Without this a script that calls `bigconv.convert` at its top level would run itself again in every worker.
     """
-    with _MAIN:
+    with _MAIN, deaf():
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
         try:

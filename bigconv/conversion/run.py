@@ -190,7 +190,7 @@ def _judge(build: Build, plan: Plan, policy: Policy) -> None:
     if build.rejects > policy.allowed(inputs):
         build.checkpoint()
         build.keep_unpublished()
-        raise too_many(build.rejects, inputs, build.keep_rejects(), plan.file_a_row)
+        raise too_many(build.rejects, inputs, build.keep_rejects(), plan, plan.file_a_row)
     if build.rows == 0 and inputs:
         build.checkpoint()
         raise FindingsError("every input was left out: no row to publish")
@@ -205,10 +205,10 @@ def all_there(plan: Plan, rows: int, rejects: int) -> None:
 def strictly(build: Build) -> FindingsError:
     """What `--strict` says of the first reject."""
     file = build.folder / "rejects.jsonl"
-    return FindingsError(f"stopped at the first input that can't be read (--strict):\n{_first(file, 1)}")
+    return FindingsError(f"stopped at the first input that can't be read (--strict):\n{_first(file, 1, build.plan)}")
 
 
-def too_many(rejects: int, inputs: int, file: Path, retried: bool) -> FindingsError:
+def too_many(rejects: int, inputs: int, file: Path, plan: Plan, retried: bool) -> FindingsError:
     """What is said when more inputs were rejected than may be.
 
     `file`: their list; `retried`: whether `--retry-rejects` can read them again.
@@ -216,14 +216,19 @@ def too_many(rejects: int, inputs: int, file: Path, retried: bool) -> FindingsEr
     mended = " Mended later: --retry-rejects" if retried else ""
     return FindingsError(
         f"{rejects:,} of {inputs:,} inputs can't be read, so nothing was published; all are in {file}:\n"
-        f"{_first(file, 3)}\n"
+        f"{_first(file, 3, plan)}\n"
         f"Leave them out: the same command with --max-rejects {rejects}.{mended}"
     )
 
 
-def _first(file: Path, n: int) -> str:
+def _first(file: Path, n: int, plan: Plan) -> str:
+    """Where and why, of the first rejects. The row in a file of many: what reads one says the line of it itself."""
+    source = (plan.stands_for or plan).source
+    many = len(source.files) != source.inputs
     with open(file, encoding="utf-8") as lines:
-        return "\n".join(f"  {entry['path']}: {entry['error']}" for entry in map(json.loads, islice(lines, n)))
+        entries = [json.loads(line) for line in islice(lines, n)]
+    rows = [f", row {e['row']}" if many and e["stage"] not in ("read", "decode") else "" for e in entries]
+    return "\n".join(f"  {e['path']}{row}: {e['error']}" for e, row in zip(entries, rows, strict=True))
 
 
 @contextmanager

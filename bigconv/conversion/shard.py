@@ -14,7 +14,7 @@ from bigconv.conversion.api import available_cores
 from bigconv.conversion.build import drop_leftovers, replaced
 from bigconv.conversion.destination import all_unchanged, check_datasets
 from bigconv.conversion.engines import check_engine
-from bigconv.conversion.options import chosen_digest
+from bigconv.conversion.options import chosen_digest, recognise
 from bigconv.conversion.parts import Job, Output
 from bigconv.conversion.parts_cut import DEFAULT_SIZE, Cut, cut_plan, parse_size
 from bigconv.conversion.parts_request import folder_only
@@ -145,6 +145,8 @@ class ShardRequest:
             if not path.exists():
                 raise InputError(fsio.missing(path))
             if registry.recognise(path) is None:
+                if path.is_dir():
+                    recognise([path])  # raises for what is none of one source, such as the folder of a split
                 raise InputError(
                     f"{path}: not a store. Raw files are sharded as they are converted: "
                     f"bigconv convert {path} {self.told} --shard-size 256MB"

@@ -83,8 +83,10 @@ class Subject:
         """For a comparison. Raises `InputError` where there are no rows to compare."""
         rows = self.rows
         if rows is None:
-            why = "" if self.raw is None else next((r.problem for r in self.raw.readings if r.problem), "")
-            raise InputError(why or f"{self.name}: files of several kinds: name those to compare")
+            readings = () if self.raw is None else self.raw.readings
+            why = next((r.problem for r in readings if r.problem), "")
+            kinds = ", ".join(f"--from {r.name}" for r in readings)
+            raise InputError(why or f"{self.name}: files of several kinds. Name some, or say which: {kinds}")
         if self.opened is None:
             return Side(self.name, rows)
         manifest = self.opened.manifest

@@ -86,7 +86,8 @@ class Loader:
         self.pin_memory, self.device = pin_memory, None if device is None else torch.device(device)
         if pin_memory and not torch.cuda.is_available():
             warnings.warn("pin_memory=True has no effect: there is no CUDA device", stacklevel=2)
-        self._given = 0  # batches the newest iterator has given
+        self._newest = 0  # number of the iterator that states are of
+        self._given = 0  # its batches up to the last that came out, those that failed before it included
         self._start: dict[str, Any] | None = None  # the state it started from
 
     def __len__(self) -> int:
@@ -109,7 +110,7 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state with the next `iter`."""
         self._order().load_state_dict(state)
-        self._given, self._start = 0, None
+        self._newest, self._given, self._start = self._newest + 1, 0, None
 
     def _order(self) -> BatchOrder:
         if not isinstance(self.batches, BatchOrder):
@@ -120,7 +121,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         ours = isinstance(self.batches, BatchOrder) and self.in_order
-        self._given, self._start = 0, self._order().state_dict() if ours else None
+        self._newest, self._given, self._start = self._newest + 1, 0, self._order().state_dict() if ours else None
         copy = _Copy(self.pin_memory, self.device)
         source: Iterable[Any] = self.sampler if self.batches is None else self.batches  # type: ignore[assignment]
         together = self.together
@@ -181,6 +182,7 @@ class _Epoch(Iterator[Any]):
     def __init__(self, loader: Loader, copy: _Copy, groups: Iterator[list[_Made]]) -> None:
         self._loader, self._copy, self._groups = loader, copy, groups
         self._made: deque[_Made] = deque()
+        self._number, self._had = loader._newest, 0
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -190,9 +192,11 @@ class _Epoch(Iterator[Any]):
             try:
                 self._made.extend(next(self._groups))
             except StopIteration:
-                self._loader._given, self._loader._start = 0, None
+                if self._number == self._loader._newest:
+                    self._loader._given, self._loader._start = 0, None
                 raise
         made = self._made.popleft()
+        self._had += 1
         if isinstance(made, Exception):
             try:
                 if isinstance(made, StopIteration):  # would end the loop in silence
@@ -201,7 +205,8 @@ class _Epoch(Iterator[Any]):
             finally:
                 del made  # a cycle with this frame, through the traceback
         batch, arrived = made
-        self._loader._given += 1
+        if self._number == self._loader._newest:
+            self._loader._given = self._had
         self._copy.receive(batch, arrived)
         return batch
 

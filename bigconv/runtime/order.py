@@ -92,9 +92,11 @@ class BatchOrder(Sampler[Any]):
         self._resume, self.epoch = None, epoch + 1
         self._reading = walk
         for taken, batch in enumerate(self._announced(walk.batches(self.epoch_order(epoch))), walk.taken + 1):
-            self._taken = taken
+            if self._reading is walk:  # and no iterator has been made since
+                self._taken = taken
             yield batch
-        self._taken = None
+        if self._reading is walk:
+            self._taken = None
 
     def _announced(self, batches: Iterator[Index]) -> Iterator[Index]:
         """The same batches, those that are gathered at once told to the dataset."""

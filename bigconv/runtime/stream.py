@@ -148,7 +148,7 @@ class StreamDataset(IterableDataset[Any]):
             for first in range(walk.taken, len(walk), READ_ROWS):
                 several = [next(batches) for _ in range(first, min(first + READ_ROWS, len(walk)))]
                 for taken, row in enumerate(self._dataset.__getitems__(np.concatenate(several)), first + 1):
-                    self._taken = taken
+                    self._note(walk, taken)
                     yield row
             return
         for taken, (rows, coming) in enumerate(with_coming(batches, self._dataset.batches_ahead), walk.taken + 1):
@@ -157,8 +157,12 @@ class StreamDataset(IterableDataset[Any]):
             whole = (
                 self._dataset[rows] if self.collate_fn is None else self.collate_fn(self._dataset.__getitems__(rows))
             )
-            self._taken = taken
+            self._note(walk, taken)
             yield whole
+
+    def _note(self, walk: Walk, taken: int) -> None:
+        if self._reading is walk:  # and no iterator has been made since
+            self._taken = taken
 
     # -- going on later ---------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class ForeignHdf5(ForeignArrays):
     def look(cls, path: str) -> tuple[list[Dataset], list[str]]:
         with _damage(path, path), _opened(path) as file:
             if "_bigconv" in file:
-                raise InputError(f"{path}: a bigconv store: give its own path, without --from")
+                raise InputError(f"{path}: a bigconv store: give its own path, not that of its folder, and no --from")
             return _walk(file, path)
 
     def reader(self, number: int) -> _Reader:

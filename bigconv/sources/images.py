@@ -25,6 +25,11 @@ from bigconv.sources.labels import Classes, class_names, numbered, told_of
 from bigconv.sources.room import Room
 
 EXTENSIONS = registry.SOURCES["images"].extensions
+#: Pictures, too, that a folder may hold beside others without anybody knowing that they are not taken.
+UNREAD = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".ico", ".psd", ".exr", ".hdr", ".svg", ".pcx", ".dds"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)
 RATIO = 8  # of a photo's pixels to its file, about: spans are planned before anything is decoded
 SPAN_FILES = 256  # so that millions of tiny files are not millions of spans, and a retry is short
 FILE_BYTES = 1 << 30  # 1 GiB: twice the pixels of the largest image that is decoded
@@ -50,6 +55,7 @@ class ImageFolder:
     schema: Schema
     labels: Index | None
     label_from: str
+    notes: tuple[str, ...] = ()  # pictures that nothing here decodes, and labels that look like splits
 
     @classmethod
     def find(
@@ -73,9 +79,21 @@ class ImageFolder:
         if len(paths) != 1 or not paths[0].is_dir():
             raise InputError("images are converted from one folder; give that folder alone")
         root = paths[0]
-        files = FileList.below(root, lambda name: name.lower().endswith(EXTENSIONS))
+        others: Counter[str] = Counter()
+
+        def wanted(name: str) -> bool:
+            if name.lower().endswith(EXTENSIONS):
+                return True
+            others[os.path.splitext(name)[1].lower()] += 1
+            return False
+
+        files = FileList.below(root, wanted)
         if not len(files):
             raise InputError(_nothing(root))
+        unread = ", ".join(f"{others[end]:,} {end}" for end in UNREAD if others[end])
+        notes: tuple[str, ...] = (
+            (f"left out, as no decoder here reads them: {unread}. Convert them to PNG or JPEG first",) if unread else ()
+        )
         label_from, names = class_names(files, label_from, cls.name)
         if keep_encoded:
             fields = [Field("image", "uint8", (None,), kind="encoded")]
@@ -86,18 +104,10 @@ class ImageFolder:
         if names is not None:
             label, labels = numbered(names, classes)
             fields.append(label)
+            notes += _splits(label.classes or ()) if label_from == "folder" else ()
         elif classes is not None:
             raise UsageError("--classes needs labels: say where they come from with --label-from")
-        return cls(files, Schema(tuple(fields)), labels, label_from)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Labels that look like splits, not classes."""
-        classes = self.schema["label"].classes if self.label_from == "folder" and self.labels is not None else None
-        if not classes or not {name.lower() for name in classes} <= SPLITS:
-            return ()
-        told = f"the labels are {', '.join(classes)}, as the folders right below SOURCE are called"
-        return (f"{told}. If these are splits, convert each on its own; --classes STORE keeps the classes' numbers",)
+        return cls(files, Schema(tuple(fields)), labels, label_from, notes)
 
     @property
     def inputs(self) -> int:
@@ -258,3 +268,11 @@ def _nothing(root: Path) -> str:
     counts = Counter(os.path.splitext(others.name(i))[1].lower() or "without suffix" for i in range(len(others)))
     listed = ", ".join(f"{n} {suffix}" for suffix, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))[:4])
     return f"{root}: no images in it (found {listed or 'no files'}).\nLooked for {' '.join(EXTENSIONS)}"
+
+
+def _splits(classes: Sequence[str]) -> tuple[str, ...]:
+    """A hint, where labels are called like splits, not classes."""
+    if not {name.lower() for name in classes} <= SPLITS:
+        return ()
+    told = f"the labels are {', '.join(classes)}, as the folders right below SOURCE are called"
+    return (f"{told}. If these are splits, convert each on its own; --classes STORE keeps the classes' numbers",)

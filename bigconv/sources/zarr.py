@@ -69,7 +69,7 @@ class ForeignZarr(ForeignArrays):
             if document is None:
                 continue
             if "bigconv" in (document.get("attributes") or ()) and folder == root:
-                raise InputError(f"{path}: a bigconv store: give its own path, without --from")
+                raise InputError(f"{path}: a bigconv store: give its own path, not that of its folder, and no --from")
             if document["node_type"] == "array":
                 below = root.stem if folder == root else folder.relative_to(root).as_posix()
                 found.append(_described(below, document))

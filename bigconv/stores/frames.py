@@ -117,13 +117,18 @@ def packed(
         if codec is None or not part.item_bytes or (not f.ragged and f.row_bytes < least):
             continue
         items = max(1, values_bytes // part.item_bytes) if f.ragged else rows
-        if items * part.item_bytes > MOST_BYTES:
-            raise UsageError(
-                f"field {f.name}: a chunk of {items:,} x {part.item_bytes:,} bytes is more than the 2 GiB that a codec "
-                "takes; give --chunk fewer rows, or leave out --compress"
-            )
+        check_chunk(f.name, items, part.item_bytes)
         found[part.name] = codec, items
     return found
+
+
+def check_chunk(name: str, items: int, item_bytes: int) -> None:
+    """A chunk is held in memory, and on disk it is whole whatever is in it. Raises `UsageError`."""
+    if items * item_bytes > MOST_BYTES:
+        raise UsageError(
+            f"field {name}: a chunk of {items:,} x {item_bytes:,} bytes is more than the 2 GiB that one may have; "
+            "give --chunk fewer rows, or leave --chunk and --compress out"
+        )
 
 
 def widest(fields: Iterable[Field]) -> Field:

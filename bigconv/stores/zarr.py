@@ -139,6 +139,8 @@ class Zarr:
             if part.name in packed:
                 found[part.name] = Layout.compressed(part, *packed[part.name], self.shard_bytes)
             else:
+                if self.chunk is not None:
+                    frames.check_chunk(part.name, self.chunk, part.item_bytes)
                 found[part.name] = Layout.of(part, self.chunk_bytes, self.shard_bytes, self.chunk)
         return found
 

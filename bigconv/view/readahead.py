@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,13 +30,16 @@ LOOKED_AT = 4  # rows of a batch
 LOOKING = 0.01  # of the time at most, while all is in memory; after a batch that had to wait it is time again
 STRETCH = 32  # batches asked for after somebody had to wait
 MOST_BYTES = 256 << 20  # 256 MiB asked for at once: more might push out what was fetched before it is read
+AT_ONCE = 1024  # stretches that the kernel takes in one call (IOV_MAX)
+FEW = 8  # stretches: up to here a call for each costs no more than getting ready for one of all
 _WILLNEED = getattr(mmap, "MADV_WILLNEED", None)
-_Call = Callable[[int, int, Any], int]
+_Fetch = Callable[[Index], bool]  # of `stretches`; whether all of them are mapped
+_Look = Callable[[int, int, Any], int]
 _Item = TypeVar("_Item")
 
 
-def _calls() -> tuple[_Call, _Call] | None:
-    """madvise(2) and mincore(2) for addresses; None where there are none."""
+def _calls() -> tuple[_Fetch, _Look] | None:
+    """madvise(2) of many stretches, and mincore(2) for an address; None where there are none."""
     if resource is None or _WILLNEED is None:
         return None
     try:
@@ -45,7 +49,31 @@ def _calls() -> tuple[_Call, _Call] | None:
         return None
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    return madvise, mincore
+    # Linux has it; it takes a tenth of the time of a call for each
+    together = getattr(library, "process_madvise", None) if hasattr(os, "pidfd_open") else None
+    if together is not None:
+        together.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint)
+        together.restype = ctypes.c_ssize_t
+
+    def each(pairs: Index) -> bool:
+        return sum(bool(madvise(address, length, _WILLNEED)) for address, length in pairs.tolist()) == 0
+
+    def fetch(pairs: Index) -> bool:
+        if together is None or len(pairs) <= FEW:
+            return each(pairs)
+        try:
+            itself = os.pidfd_open(os.getpid())
+        except OSError:
+            return each(pairs)
+        try:
+            parts = (pairs[a : a + AT_ONCE] for a in range(0, len(pairs), AT_ONCE))
+            # older kernels and sandboxes refuse it
+            left = [p for p in parts if together(itself, p.ctypes.data, len(p), _WILLNEED, 0) != int(p[:, 1].sum())]
+        finally:
+            os.close(itself)
+        return sum(not each(part) for part in left) == 0
+
+    return fetch, mincore
 
 
 class ReadAhead:
@@ -88,32 +116,24 @@ class ReadAhead:
                 return False
         return True
 
-    def ask(self, starts: Index, nbytes: Index) -> int:
-        """Have the pages fetched that hold these bytes of maps. Gives the number of calls that it took."""
-        if self._calls is None or not len(starts):
-            return 0
-        calls = 0
-        for address, length in stretches(starts, nbytes):
-            self._calls[0](address, length, _WILLNEED)
-            calls += 1
-        return calls
+    def ask(self, starts: Index, nbytes: Index) -> None:
+        """Have the pages fetched that hold these bytes of maps."""
+        if self._calls is not None and len(starts):
+            self._calls[0](stretches(starts, nbytes))
 
 
-def stretches(starts: Index, nbytes: Index) -> Iterator[tuple[int, int]]:
-    """Whole pages that hold these bytes: address and length of each stretch, `MOST_BYTES` in all at most."""
+def stretches(starts: Index, nbytes: Index) -> Index:
+    """Whole pages that hold these bytes: int64 `[n, 2]`, address and length, `MOST_BYTES` in all at most."""
     page = mmap.PAGESIZE
     first = starts // page * page
-    order = np.argsort(first, kind="stable")
+    order = np.argsort(first)
     first, last = first[order], np.maximum.accumulate(-(-(starts + nbytes) // page)[order] * page)
     begins = np.flatnonzero(np.append(True, first[1:] > last[:-1]))
-    ends = np.append(begins[1:], len(first)) - 1
-    left = MOST_BYTES
-    for address, end in zip(first[begins].tolist(), last[ends].tolist(), strict=True):
-        if left <= 0:
-            return
-        length = min(end - address, left)
-        left -= length
-        yield address, length
+    address = first[begins]
+    length = last[np.append(begins[1:], len(first)) - 1] - address
+    length = np.minimum(length, MOST_BYTES - (np.cumsum(length) - length))
+    pairs: Index = np.stack([address, length], 1)[length > 0]
+    return pairs
 
 
 def with_coming(items: Iterable[_Item], ahead: int) -> Iterator[tuple[_Item, _Item | None]]:

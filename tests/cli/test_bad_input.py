@@ -154,6 +154,13 @@ def test_dest_inside_source(run: Run, images: Path) -> None:
     assert left(images) == ["cats"]
 
 
+def test_dest_of_a_name_too_long(run: Run, images: Path, tmp_path: Path) -> None:
+    """Or its list of rejects would get none, when all is read."""
+    for length in (238, 252, 300):
+        refused(run("convert", images, tmp_path / ("x" * length + ".h5")), 2, "a name too long")
+    assert left(tmp_path) == ["raw"]
+
+
 def test_unknown_extension(run: Run, images: Path, tmp_path: Path) -> None:
     refused(run("convert", images, tmp_path / "out.hdf"), 2, ".hdf", ".h5", ".zarr", "--to")
     refused(run("convert", images, tmp_path / "out", "--to", "zar"), 2, "Did you mean 'zarr'?")
@@ -238,6 +245,16 @@ def test_a_file_whose_name_tells_nothing(run: Run, images: Path, tmp_path: Path)
     refused(run("convert", tmp_path / "notes.cvs", out), 2, "extension .cvs", "Did you mean .csv?")
     refused(run("convert", tmp_path / "rows.json", out), 2, "one list in JSON: jq -c '.[]' FILE > FILE.jsonl")
     refused(run("convert", images / "cats" / "0.png", out), 2, "a picture by itself", "name the one that holds them")
+
+
+def test_a_folder_that_holds_sharded_directories(run: Run, images: Path, tmp_path: Path) -> None:
+    """As a split makes one."""
+    bigconv.convert(images, tmp_path / "all.h5", workers=0)
+    bigconv.shard(tmp_path / "all.h5", tmp_path / "split", split={"train": 0.6, "val": 0.4}, workers=0)
+    for words in (("inspect",), ("bench",), ("convert",), ("shard",)):
+        dest = [tmp_path / "out.h5"] if words[0] in ("convert", "shard") else []
+        told = "a folder of sharded directories: train, val. Name one, as "
+        refused(run(*words, tmp_path / "split", *dest), 2, told + str(tmp_path / "split" / "train"))
 
 
 def test_names_are_escaped(run: Run, tmp_path: Path) -> None:

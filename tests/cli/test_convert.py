@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +346,71 @@ def test_a_reader_that_leaves_is_no_finding(images: Path, tmp_path: Path) -> Non
     process.stdout.close()
     assert (process.wait(60), process.stderr.read()) == (141, b"")
     process.stderr.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sh")
+def test_streams_that_are_closed_or_full(images: Path, tmp_path: Path) -> None:
+    """Of a closed one, no store gets the number; what a full disk cuts off is no bug, nor findings."""
+    program = f"{sys.executable} -c 'from bigconv.cli.app import main; main()'"
+
+    def shell(words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-c", f"{program} {words}"], capture_output=True, text=True, check=False)
+
+    assert shell(f"convert {images} {tmp_path}/a.h5 >&- 2>&- <&-").returncode == 0
+    assert len(bigconv.open(tmp_path / "a.h5")) == 6
+    assert shell(f"convert nothing {tmp_path}/b.h5 2>&-").returncode == 2
+    if Path("/dev/full").exists():
+        for words in (f"inspect {tmp_path}/a.h5", f"inspect {tmp_path}/a.h5 --json", "--help"):
+            done = shell(f"{words} > /dev/full")
+            assert (done.returncode, done.stderr) == (2, "bigconv: stdout: can't be written: No space left on device\n")
+        assert shell(f"convert nothing {tmp_path}/b.h5 2> /dev/full").returncode == 2
+
+
+@pytest.mark.parametrize("shards", [[], ["--shards", "2", "--to", "hdf5"]], ids=str)
+def test_rejects_of_a_step_name_the_row(images: Path, tmp_path: Path, shards: list[str]) -> None:
+    """In a table; a picture is a row by itself."""
+    (tmp_path / "own.py").write_text(
+        "def f(row):\n    if row.get('a', 3) == 3 and row.get('label', 1) == 1: raise ValueError\n    return row\n"
+    )
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
+    for source, where in ((tmp_path / "t.csv", "  t.csv, row 1: ValueError"), (images, "  dogs/3.png: ValueError")):
+        dest = tmp_path / (f"{source.name}.out" if shards else f"{source.name}.h5")
+        result = run(source, dest, "--map", f"{tmp_path}/own.py:f", *shards)
+        assert result.exit_code == 1 or isinstance(result.exception, bigconv.BigconvError)
+        assert where in str(result.exception)
+
+
+def test_names_on_one_line(tmp_path: Path) -> None:
+    """Also one that holds a line break, and one whose bytes are no text: what is shown can be pasted."""
+    np.save(tmp_path / "x.npy", np.arange(3))
+    for name in ("a\nb.h5", os.fsdecode(b"\xff.h5")):
+        shown = done(tmp_path / "x.npy", tmp_path / name).splitlines()
+        assert f"{ascii(name)[1:-1]}: 3 rows" in shown[0]
+        said = shown[-1][shown[-1].index("(") + 1 : shown[-1].rindex(", fields")]
+        assert Path(ast.literal_eval(said)) == tmp_path / name
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the server below /proc")
+@pytest.mark.parametrize("words", [("--resize", "8"), ("--resize", "8", "--shards", "2")], ids=str)
+def test_ctrl_c_while_the_fork_server_starts(images: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """It reaches all of the group, also the server that still imports: which lives on, and the parent says it."""
+    command = [sys.executable, "-c", "from bigconv.cli.app import main; main()", "convert", images, tmp_path / "out"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    to = ("--to", "hdf5", "--workers", "2")
+    process = subprocess.Popen([*command, *to, *words], **streams, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not any(b"forkserver" in _command_line(pid) for pid in children.read_text().split()):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1].startswith(("bigconv: interrupted", "bigconv: stopped"))
+    assert "Traceback" not in err
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

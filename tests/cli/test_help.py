@@ -115,3 +115,17 @@ def test_what_cannot_be_understood(words: tuple[str, ...], told: str) -> None:
     assert told in first
     assert second.startswith("See: bigconv")
     assert second.endswith("--help")
+
+
+@pytest.mark.parametrize("width", [1, 20])
+def test_no_terminal_is_too_narrow(width: int) -> None:
+    for name in COMMANDS:
+        done = ran(*filter(None, [name]), "--help", COLUMNS=str(width))
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_empty_word_is_not_the_current_folder() -> None:
+    for words in (("convert", "", "out.h5"), ("inspect", ""), ("shard", "", "parts"), ("bench", "")):
+        done = ran(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "bigconv: an empty word on the command line: is a variable not set?\n"

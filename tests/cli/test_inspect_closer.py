@@ -96,6 +96,7 @@ def test_files_of_several_kinds(tmp_path: Path) -> None:
     assert {r["recognised"]: r.get("inputs") for r in document["readings"]} == {"csv": 2, "array-folder": 1}
     assert all("--from " + r["recognised"] in r["command"] for r in document["readings"])
     assert told(tmp_path, "--from", "csv")["recognised"] == "csv"
+    assert "say which: --from csv, --from array-folder" in str(run(tmp_path, "--stats").exception)
     assert [f["name"] for f in told(tmp_path / "b.csv")["fields"]] == ["x", "y"]
 
 

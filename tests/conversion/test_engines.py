@@ -346,7 +346,7 @@ def test_serial_also_makes_one_store(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with pytest.raises(UsageError, match="name a folder as DEST"):
         bigconv.shard(tmp_path / "out.h5", tmp_path / "one.mmap", engine="dask")
-    with pytest.raises(UsageError, match="make a new directory"):
+    with pytest.raises(UsageError, match="--rank: for a new DEST"):
         bigconv.shard(tmp_path / "out.h5", repair=True, rank="0/2")
 
 

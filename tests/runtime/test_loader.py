@@ -345,6 +345,41 @@ def test_state(dataset: StoreDataset) -> None:
         Loader(dataset, 8, sampler=[1]).state_dict()
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_state_is_the_newest_iterators(dataset: StoreDataset, threads: int) -> None:
+    """Whatever is still read from an older one, to its end."""
+    loader = Loader(dataset, 8, threads=threads)
+    older = iter(loader)
+    next(older)
+    newer = iter(loader)
+    next(newer)
+    for _ in older:
+        assert (loader.state_dict()["epoch"], loader.state_dict()["taken"]) == (1, 1)
+    loader.load_state_dict(loader.state_dict() | {"taken": 4})
+    next(newer)
+    assert loader.state_dict()["taken"] == 4
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_batch_that_failed_is_behind_the_next(threads: int) -> None:
+    def at(i: int) -> None:
+        if i == 9:
+            raise OSError("no such thing")
+
+    loader = Loader(Numbers(40, at), 4, threads=threads)
+    batches = iter(loader)
+    assert flat([next(batches), next(batches)]) == list(range(8))
+    with pytest.raises(OSError, match="no such thing"):
+        next(batches)
+    assert loader.state_dict()["taken"] == 2  # to be tried again
+    assert next(batches).tolist() == [12, 13, 14, 15]
+    later = Loader(Numbers(40), 4)
+    later.load_state_dict(loader.state_dict())
+    assert flat(later) == list(range(16, 40))
+    del batches
+    gc.collect()  # the error's traceback has it, too
+
+
 Pair = namedtuple("Pair", "a b")
 
 

@@ -101,6 +101,11 @@ def test_states_go_on(make: Callable[..., BatchOrder]) -> None:
     later = make()
     later.load_state_dict(sampler.state_dict())
     assert rows_of(later) == following
+    older, newer = iter(sampler), iter(sampler)
+    next(older), next(newer)
+    state = sampler.state_dict()
+    list(older)  # the newer one is what counts
+    assert sampler.state_dict() == state
 
 
 @pytest.mark.parametrize("workers", [0, 2])

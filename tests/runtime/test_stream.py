@@ -259,6 +259,12 @@ def test_resume_in_one_process(path: Path, batch_size: int | None, stop: int) ->
     later.load_state_dict(state)
     later.set_epoch(3)
     assert len(labels(later)) == 103
+    # of two iterators the newer one counts
+    older, newer = iter(stream), iter(stream)
+    next(older), next(newer)
+    state = stream.state_dict()
+    list(older)
+    assert stream.state_dict() == state
 
 
 def test_resume_after_the_last_batch(path: Path) -> None:

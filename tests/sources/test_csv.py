@@ -17,6 +17,7 @@ from _rows import fields, read, values, written
 from pyarrow import csv as arrow_csv
 from typer.testing import CliRunner
 
+import bigconv
 from bigconv.cli.app import app
 from bigconv.conversion.api import Request
 from bigconv.errors import FindingsError, InputError, UsageError
@@ -562,6 +563,8 @@ def test_convert_tells_of_a_stray_word(tmp_path: Path) -> None:
     command = ["convert", str(path), str(tmp_path / "n.h5"), "--columns", "n", "--workers", "0", "--json"]
     result = CliRunner().invoke(app, command)
     assert json.loads(result.stdout)["warnings"] == list(Csv.find([path], columns=["n"]).notes)
+    with pytest.warns(UserWarning, match=r"column n is text because of 'oops' \(t\.csv, line 6\)"):
+        bigconv.convert(path, tmp_path / "api.h5", columns=["n"], workers=0)
     with pytest.raises(FindingsError, match=r"t\.csv: line 6: column n"):  # what the hint says
         Request((path,), tmp_path / "m.h5", options={"columns": ["n"], "dtypes": ["n=int64"]}).run()
 

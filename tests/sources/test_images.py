@@ -79,6 +79,19 @@ def test_folders_that_are_splits_are_told_of(tmp_path: Path) -> None:
     assert ImageFolder.find([tmp_path / "train"]).notes == ImageFolder.find([tmp_path], label_from="none").notes == ()
 
 
+def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    """Not what is no picture, and not in the stored recipe or source, as nothing of them is."""
+    fill(tmp_path, ["a.png"])
+    plain = ImageFolder.find([tmp_path])
+    for name in ("x.HEIC", "deep/y.heic", "z.ico", "notes.txt", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"?")
+    found = ImageFolder.find([tmp_path])
+    told = "left out, as no decoder here reads them: 2 .heic, 1 .ico. Convert them to PNG or JPEG first"
+    assert (plain.notes, found.notes) == ((), (told,))
+    assert found.describe() == plain.describe()
+
+
 def test_no_labels_at_the_top_level(tmp_path: Path) -> None:
     fill(tmp_path, ["b.png", "a.png"])
     source = ImageFolder.find([tmp_path])

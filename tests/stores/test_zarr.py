@@ -464,3 +464,12 @@ def test_small_chunks_of_small_rows_take_no_giant_index(tmp_path: Path, compress
     write(tmp_path / "a.zarr", block, Zarr(compress=compress, chunk=1))
     assert sum(fsio.files_below(tmp_path / "a.zarr").values()) < 300_000
     assert cases.same_block(bigconv.open(tmp_path / "a.zarr")[:], block)
+
+
+def test_a_chunk_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    """Uncompressed, it is written whole however few rows there are."""
+    np.save(tmp_path / "x.npy", np.zeros((3, 4)))
+    for compress in ("none", "lz4"):
+        with pytest.raises(UsageError, match="give --chunk fewer rows"):
+            bigconv.convert(tmp_path / "x.npy", tmp_path / "a.zarr", chunk=10**9, compress=compress, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
