@@ -55,7 +55,7 @@ class ImageFolder:
     schema: Schema
     labels: Index | None
     label_from: str
-    unread: str = ""  # pictures that nothing here decodes: how many of which kind
+    notes: tuple[str, ...] = ()  # pictures that nothing here decodes, and labels that look like splits
 
     @classmethod
     def find(
@@ -91,6 +91,9 @@ class ImageFolder:
         if not len(files):
             raise InputError(_nothing(root))
         unread = ", ".join(f"{others[end]:,} {end}" for end in UNREAD if others[end])
+        notes: tuple[str, ...] = (
+            (f"left out, as no decoder here reads them: {unread}. Convert them to PNG or JPEG first",) if unread else ()
+        )
         label_from, names = class_names(files, label_from, cls.name)
         if keep_encoded:
             fields = [Field("image", "uint8", (None,), kind="encoded")]
@@ -101,23 +104,10 @@ class ImageFolder:
         if names is not None:
             label, labels = numbered(names, classes)
             fields.append(label)
+            notes += _splits(label.classes or ()) if label_from == "folder" else ()
         elif classes is not None:
             raise UsageError("--classes needs labels: say where they come from with --label-from")
-        return cls(files, Schema(tuple(fields)), labels, label_from, unread)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Pictures that are left out, and labels that look like splits, not classes."""
-        told = []
-        if self.unread:
-            told.append(f"left out, as no decoder here reads them: {self.unread}. Convert them to PNG or JPEG first")
-        classes = self.schema["label"].classes if self.label_from == "folder" and self.labels is not None else None
-        if classes and {name.lower() for name in classes} <= SPLITS:
-            told.append(
-                f"the labels are {', '.join(classes)}, as the folders right below SOURCE are called. If these are "
-                "splits, convert each on its own; --classes STORE keeps the classes' numbers"
-            )
-        return tuple(told)
+        return cls(files, Schema(tuple(fields)), labels, label_from, notes)
 
     @property
     def inputs(self) -> int:
@@ -278,3 +268,11 @@ def _nothing(root: Path) -> str:
     counts = Counter(os.path.splitext(others.name(i))[1].lower() or "without suffix" for i in range(len(others)))
     listed = ", ".join(f"{n} {suffix}" for suffix, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))[:4])
     return f"{root}: no images in it (found {listed or 'no files'}).\nLooked for {' '.join(EXTENSIONS)}"
+
+
+def _splits(classes: Sequence[str]) -> tuple[str, ...]:
+    """A hint, where labels are called like splits, not classes."""
+    if not {name.lower() for name in classes} <= SPLITS:
+        return ()
+    told = f"the labels are {', '.join(classes)}, as the folders right below SOURCE are called"
+    return (f"{told}. If these are splits, convert each on its own; --classes STORE keeps the classes' numbers",)
