@@ -93,7 +93,7 @@ class StoreDataset(Dataset[Any]):
             return batch
         if isinstance(key, slice):
             return self._batch(np.arange(*key.indices(len(self)), dtype=np.int64))
-        if isinstance(key, (list, np.ndarray)) or (hasattr(key, "ndim") and key.ndim == 1):
+        if isinstance(key, list) or getattr(key, "ndim", 0) > 0:
             return self._batch(np.asarray(key))
         row: Any = self._take([operator.index(key)])[0]
         return row if self.transform is None else self._transformed([row], [operator.index(key)])[0]

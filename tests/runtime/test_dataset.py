@@ -73,9 +73,10 @@ def test_rows_are_ordinary_to_a_user(make_store: Make, suffix: str) -> None:
     assert isinstance(seen[0], dict)
     assert list(seen[0]) == ["image", "x", "label"]
     assert seen[7]["label"] == BLOCK["label"][7]  # type: ignore[index]
-    row = StoreDataset(path, fields=("x", "label"))[-1]
-    assert isinstance(row, tuple)
-    assert torch.equal(row[0], torch.from_numpy(np.asarray(BLOCK["x"])[-1]))
+    for last in (-1, np.int32(49), np.array(49), torch.tensor(-1)):
+        row = StoreDataset(path, fields=("x", "label"))[last]
+        assert isinstance(row, tuple)
+        assert torch.equal(row[0], torch.from_numpy(np.asarray(BLOCK["x"])[-1]))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

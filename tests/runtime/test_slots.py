@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -246,6 +247,9 @@ def test_fifty_epochs_without_growth(path: Path) -> None:
 
     def state() -> tuple[int, int, int]:
         gc.collect()
+        for thread in threading.enumerate():
+            if thread.name == "QueueFeederThread":  # which closes the queue of a worker that has ended
+                thread.join(10)
         status = Path("/proc/self/status").read_text()
         rss = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         return len(os.listdir("/proc/self/fd")), rss, sum(map(len, slots._rings.values()))
