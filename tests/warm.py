@@ -29,7 +29,7 @@ from typing import Any
 HEAVY = (
     *("torch", "numpy", "h5py", "lmdb", "zarr", "PIL.Image", "pyarrow", "rich.console", "typer", "bigconv.runtime"),
     *(f"bigconv.cli.{name}" for name in ("app", "convert", "shard", "inspect", "bench", "render")),
-    *("bigconv.conversion.api", "bigconv.conversion.parts_engine", "bigconv.sources.images"),
+    *("bigconv.conversion.request", "bigconv.conversion.parts_engine", "bigconv.sources.images"),
 )
 LIMIT_SECONDS = 120.0
 

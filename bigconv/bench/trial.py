@@ -18,7 +18,7 @@ from bigconv.bench.api import Answer, Question, Report, answer_for
 from bigconv.bench.contention import Watcher
 from bigconv.bench.subject import Subject, raw_subject, store_subject
 from bigconv.bench.sweep import Tick, quiet
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy
 from bigconv.errors import InputError, Interrupted, SchemaError, UsageError
 from bigconv.view.opening import address, fetched, open_store

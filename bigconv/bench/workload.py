@@ -20,7 +20,7 @@ from bigconv.bench.contention import Watcher
 from bigconv.bench.measure import Running
 from bigconv.bench.subject import store_subject
 from bigconv.bench.sweep import Tick, quiet
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.errors import Interrupted, OutputError, UsageError
 from bigconv.schema import unknown
 

@@ -11,8 +11,8 @@ import typer
 from bigconv.cli import options
 
 if TYPE_CHECKING:
-    from bigconv.conversion.api import Request
     from bigconv.conversion.plan import Plan
+    from bigconv.conversion.request import Request
     from bigconv.conversion.run import Outcome
 
 
@@ -380,9 +380,9 @@ def command(
             early.for_images(paths[0], bool(resize))
 
     from bigconv.cli import outcome as outcome_text
-    from bigconv.conversion.api import Request, available_cores
     from bigconv.conversion.parts_cut import parse_size
     from bigconv.conversion.ranks import parse_rank
+    from bigconv.conversion.request import Request, available_cores
     from bigconv.conversion.run import Policy
     from bigconv.errors import UsageError
 

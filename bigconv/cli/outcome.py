@@ -10,9 +10,9 @@ from bigconv.cli.render import console, field_table
 from bigconv.view.report import gaps
 
 if TYPE_CHECKING:
-    from bigconv.conversion.api import Request
     from bigconv.conversion.estimate import Estimate
     from bigconv.conversion.plan import Plan
+    from bigconv.conversion.request import Request
     from bigconv.conversion.run import Outcome
 
 

@@ -115,10 +115,10 @@ def command(
         from bigconv.conversion import early
 
         early.for_parts(paths, to)
-    from bigconv.conversion.api import available_cores
     from bigconv.conversion.parts_cut import Cut, parse_size
     from bigconv.conversion.progress import progress
     from bigconv.conversion.ranks import parse_rank
+    from bigconv.conversion.request import available_cores
     from bigconv.conversion.run import Policy
     from bigconv.conversion.shard import Edit, ShardRequest, inputs
     from bigconv.conversion.shard_source import Pick, parse_split

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from bigconv import fsio, registry
-from bigconv.conversion.api import available_cores
 from bigconv.conversion.build import drop_leftovers, replaced
 from bigconv.conversion.destination import all_unchanged, check_datasets
 from bigconv.conversion.engines import check_engine
@@ -24,6 +23,7 @@ from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
 from bigconv.conversion.publishing import apart, check_made_here, published_datasets, upload, whereabouts
 from bigconv.conversion.ranks import parse_rank
+from bigconv.conversion.request import available_cores
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.shard_edit import drop_parts, repair_parts
 from bigconv.conversion.shard_fields import change_fields

@@ -15,13 +15,13 @@ import numpy as np
 
 from bigconv import fsio, registry
 from bigconv.class_counts import summed
-from bigconv.conversion.api import Request
 from bigconv.conversion.build import FIELDS, PLAN, REPAIR, is_published, partial_folder, remove_leftovers, state_of
 from bigconv.conversion.engines import engine_for
 from bigconv.conversion.parts import Control, Job, Output, hash_part
 from bigconv.conversion.parts_cut import Cut, cut_plan
 from bigconv.conversion.parts_run import joined, listed, prepare
 from bigconv.conversion.plan import Plan
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy, interruptible
 from bigconv.conversion.shard_source import Pick, parse_split
 from bigconv.dataset import DatasetManifest, Part, part_of, unlisted

@@ -116,7 +116,7 @@ def _some_of(paths: Sequence[Path], from_: str | None) -> Reading:
 
 
 def _reading(paths: Sequence[Path], from_: str | None, several: bool = False, only: OnlySome | None = None) -> Reading:
-    from bigconv.conversion.api import available_cores  # late: it brings all that converts
+    from bigconv.conversion.request import available_cores  # late: it brings all that converts
 
     options = {} if only is None else {"columns": only.columns}
     source = find_source(paths, from_, options, {"workers": available_cores()})

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from tests.benchmarks._timing import rates, table
 
 COLUMNS = 32

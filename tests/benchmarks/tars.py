@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from tests.benchmarks import _photos
 from tests.benchmarks._timing import rates, table
 

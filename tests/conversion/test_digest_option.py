@@ -19,8 +19,8 @@ import bigconv
 from bigconv import dataset, fsio
 from bigconv.cli.app import app
 from bigconv.conversion import build
-from bigconv.conversion.api import Request
 from bigconv.conversion.plan import Plan
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy, execute
 from bigconv.conversion.task import run_span
 from bigconv.dataset import DatasetManifest

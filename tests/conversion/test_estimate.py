@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigconv.conversion.api import Request
 from bigconv.conversion.estimate import estimate
 from bigconv.conversion.plan import Plan
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy
 from bigconv.sources.arrays import Arrays
 

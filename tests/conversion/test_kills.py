@@ -15,8 +15,8 @@ import pytest
 from bigconv import fsio, registry
 from bigconv.block import Block
 from bigconv.conversion import build
-from bigconv.conversion.api import Request
 from bigconv.conversion.plan import Plan
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy, execute
 from bigconv.errors import OutputError, StoreError
 from bigconv.schema import Field, Schema

@@ -17,8 +17,8 @@ from bigconv import dataset, fsio, registry
 from bigconv.block import Block
 from bigconv.cli.app import app
 from bigconv.conversion import parts_run
-from bigconv.conversion.api import Request
 from bigconv.conversion.build import NOTES
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy
 from bigconv.dataset import DatasetManifest
 from bigconv.errors import BigconvError, FindingsError, IncompleteStore, InputError, OutputError, UsageError

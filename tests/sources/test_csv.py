@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import bigconv
 from bigconv.cli.app import app
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.errors import FindingsError, InputError, UsageError
 from bigconv.sources import csv as source_module
 from bigconv.sources import records

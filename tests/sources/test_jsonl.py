@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from _rows import fields, read, values, written
 
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.errors import InputError, UsageError
 from bigconv.sources import jsonl, records
 from bigconv.sources.base import Reject, Span

@@ -16,7 +16,7 @@ import pytest
 from _rows import fields, read, values
 from pyarrow import feather, ipc, parquet
 
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.errors import InputError, SchemaError, UsageError
 from bigconv.sources import batches
 from bigconv.sources.arrow import ArrowIpc

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from bigconv.conversion.api import available_cores
+from bigconv.conversion.request import available_cores
 from tests.torture import Figures, figures
 
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if not p.stem.startswith("test_"))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from bigconv import fsio
 from bigconv.conversion import build
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Outcome, Policy
 from bigconv.errors import BigconvError, StoreError
 from bigconv.inspection.unfinished import unfinished

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy
 from bigconv.errors import BigconvError, FindingsError
 from bigconv.view.opening import open_store

@@ -27,7 +27,7 @@ import numpy as np
 
 from bigconv import fsio, manifest
 from bigconv.conversion import build, journal
-from bigconv.conversion.api import Request
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy
 from bigconv.dataset import DatasetManifest
 from bigconv.errors import BigconvError, Interrupted

@@ -27,8 +27,8 @@ from hypothesis.stateful import (
 
 from bigconv import fsio, registry
 from bigconv.block import Block, Ragged
-from bigconv.conversion.api import Request
 from bigconv.conversion.plan import Plan
+from bigconv.conversion.request import Request
 from bigconv.conversion.run import Policy, execute
 from bigconv.errors import BigconvError, FindingsError, InputError, StoreError, UsageError
 from bigconv.schema import DTYPES, Field, Schema
