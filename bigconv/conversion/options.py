@@ -49,8 +49,7 @@ def find_source(
     for path in paths:
         if not exists(path):
             raise InputError(fsio.missing(path))
-        if not path.is_file() and not path.is_dir():
-            raise InputError(f"{path}: a pipe or device, not a file or folder")
+    _no_pipes(paths)
     name = name or recognise(paths, options)
     source = registry.load("source", name)
     given = {key: value for key, value in options.items() if value is not None and value is not False}
@@ -81,6 +80,7 @@ def exists(path: Path) -> bool:
 
 def recognise(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -> str:
     """Name of the source that fits the paths, and what is asked of it. Raises `InputError`, saying what was seen."""
+    _no_pipes(paths)
     if options and options.get("field"):
         return "joined"
     stores = [registry.recognise(path) for path in paths]
@@ -106,6 +106,13 @@ def recognise(paths: Sequence[Path], options: Mapping[str, Any] | None = None) -
     if odd is None:
         raise InputError("files of different kinds can't make one store: convert each kind on its own")
     raise InputError(_not_recognised(odd, known))
+
+
+def _no_pipes(paths: Sequence[Path]) -> None:
+    """Raise `InputError` for what would be waited for, perhaps for ever, when it is looked into."""
+    for path in paths:
+        if not path.is_file() and not path.is_dir():
+            raise InputError(f"{path}: a pipe or device, not a file or folder")
 
 
 def _not_recognised(path: Path, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
 import tracemalloc
@@ -155,8 +156,10 @@ def test_transforms(make_store: Make, suffix: str) -> None:
     assert calls == [16, 16, 16, 2]
 
 
-def test_a_failing_transform_names_its_row(make_store: Make) -> None:
+def test_a_failing_transform_names_its_row(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row of the batch, and where it lies, also out of a worker."""
+    # so many seconds torch waits for each worker of an iterator that an error has ended: five
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
     label = int(np.asarray(BLOCK["label"])[7])
 
     def bad(row: dict) -> int:
@@ -177,6 +180,7 @@ def test_a_failing_transform_names_its_row(make_store: Make) -> None:
         assert error.value.__notes__ == [f"in the transform of {two}, row 7"]
     with pytest.raises(ValueError, match=f"in the transform of {one}, row 7"):
         list(DataLoader(dataset, 4, num_workers=1))
+    gc.collect()  # the iterator, here
 
 
 def test_our_order_gives_every_row_once(make_store: Make, suffix: str) -> None:

@@ -451,7 +451,10 @@ def test_leaving_early_is_clean(path: Path) -> None:
     assert labels(plain(stream, 2)) == whole
 
 
-def test_an_error_names_the_row_and_does_not_hang(path: Path) -> None:
+def test_an_error_names_the_row_and_does_not_hang(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # so many seconds torch waits for each worker of an iterator that an error has ended: five
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+
     def transform(row: dict) -> dict:
         if row["label"] == 50:
             raise ValueError("row 50 is bad")
@@ -460,6 +463,7 @@ def test_an_error_names_the_row_and_does_not_hang(path: Path) -> None:
     for batch_size in (None, 7):
         with pytest.raises(ValueError, match="row 50 is bad"):
             list(plain(StreamDataset(path, transform=transform, batch_size=batch_size), 2))
+    gc.collect()  # the iterators, here
 
 
 def test_refused(path: Path) -> None:
