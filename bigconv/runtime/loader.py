@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import accumulate
+from functools import partial
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -123,11 +123,10 @@ class Loader:
         ours = isinstance(self.batches, BatchOrder) and self.in_order
         self._newest, self._given, self._start = self._newest + 1, 0, self._order().state_dict() if ours else None
         copy = _Copy(self.pin_memory, self.device)
-        source: Iterable[Any] = self.sampler if self.batches is None else self.batches  # type: ignore[assignment]
         together = self.together
         # what a thread announces to the disk is the group after those that are being made
         ahead = max(1, self.threads) if isinstance(self.dataset, StoreDataset) else 0
-        tasks = with_coming(_groups(source, together), ahead)
+        tasks = with_coming(self._groups(together), ahead)
         work = partial(self._made, copy)
         if self.threads == 0:
             return _Epoch(self, copy, map(work, tasks))
@@ -141,6 +140,18 @@ class Loader:
             return 1
         return self.dataset.together(self.batches.batch_size) if self.collate_fn is default_collate else 1
 
+    def _groups(self, together: int) -> Iterator[_Group]:
+        """So many batches at once. What an order or a sampler raises comes after the batches before it."""
+        if together == 1:
+            source: Iterable[Any] = self.sampler if self.batches is None else self.batches  # type: ignore[assignment]
+            yield from map(_Group, count(), source)
+            return
+        assert isinstance(self.batches, BatchOrder)
+        first = 0
+        for rows, stops in self.batches.groups(together):
+            yield _Group(first, rows, stops)
+            first += len(stops)
+
     def _made(self, copy: _Copy, task: tuple[_Group, _Group | None]) -> list[_Made]:
         group, coming = task
         if isinstance(self.dataset, StoreDataset) and coming is not None:
@@ -151,11 +162,10 @@ class Loader:
             return self._group(copy, group)
 
     def _group(self, copy: _Copy, group: _Group) -> list[_Made]:
-        if len(group.batches) > 1:
+        if len(group.stops) > 1:
             assert isinstance(self.dataset, StoreDataset)
-            stops = list(accumulate(map(len, group.batches)))
             try:
-                return [copy.send(batch) for batch in self.dataset.several(group.rows, stops)]
+                return [copy.send(batch) for batch in self.dataset.several(group.rows, group.stops)]
             except Exception:  # noqa: BLE001  the batch that it belongs to tells
                 pass
         made: list[_Made] = []
@@ -211,34 +221,20 @@ class _Epoch(Iterator[Any]):
         return batch
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Group:
-    """Batches that are made at once. `first`: number of the first one; `batches`: the rows of each."""
+    """Batches that are made at once. `first`: number of the first one; `rows`: those of all."""
 
     first: int
-    batches: list[Any]
+    rows: Any
+    stops: Sequence[int] = ()  # where in `rows` each batch ends; none: they are one batch, as it was given
 
-    @cached_property
-    def rows(self) -> Any:
-        """Those of all batches."""
-        return self.batches[0] if len(self.batches) == 1 else np.concatenate(self.batches)
-
-
-def _groups(batches: Iterable[Any], together: int) -> Iterator[_Group]:
-    """So many batches at once. What `batches` raise comes after those before it."""
-    group = _Group(0, [])
-    try:
-        for batch in batches:
-            group.batches.append(batch)
-            if len(group.batches) == together:
-                yield group
-                group = _Group(group.first + together, [])
-    except Exception:
-        if group.batches:
-            yield group
-        raise
-    if group.batches:
-        yield group
+    @property
+    def batches(self) -> list[Any]:
+        """The rows of each."""
+        if not self.stops:
+            return [self.rows]
+        return [self.rows[a:b] for a, b in pairwise([0, *self.stops])]
 
 
 class _Copy:

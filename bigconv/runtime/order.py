@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import nullcontext
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -88,15 +88,37 @@ class BatchOrder(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Index]:
         # nothing happens before the first batch is asked for: a DataLoader makes iterators that it never uses
+        walk, order = self._begin()
+        for taken, batch in enumerate(self._announced(walk.batches(order)), walk.taken + 1):
+            self._note(walk, taken)
+            yield batch
+        self._note(walk, None)
+
+    def groups(self, most: int) -> Iterator[tuple[Index, list[int]]]:
+        """As `iter`, up to `most` batches at once: int64 `[rows]`, and where in them each batch ends."""
+        if type(self).__iter__ is not BatchOrder.__iter__:  # batches that are cut in a way of their own
+            batches = iter(self)
+            while several := list(islice(batches, most)):
+                yield np.concatenate(several), list(accumulate(map(len, several)))
+            return
+        walk, order = self._begin()
+        taken = walk.taken
+        for rows, stops in walk.groups(order, most):
+            taken += len(stops)
+            self._note(walk, taken)
+            yield rows, stops
+        self._note(walk, None)
+
+    def _begin(self) -> tuple[Walk, Order]:
+        """What is walked through now, and its order; the next reading is of the next epoch."""
         epoch, walk = self.epoch, self._next_walk()
         self._resume, self.epoch = None, epoch + 1
         self._reading = walk
-        for taken, batch in enumerate(self._announced(walk.batches(self.epoch_order(epoch))), walk.taken + 1):
-            if self._reading is walk:  # and no iterator has been made since
-                self._taken = taken
-            yield batch
-        if self._reading is walk:
-            self._taken = None
+        return walk, self.epoch_order(epoch)
+
+    def _note(self, walk: Walk, taken: int | None) -> None:
+        if self._reading is walk:  # and no iterator has been made since
+            self._taken = taken
 
     def _announced(self, batches: Iterator[Index]) -> Iterator[Index]:
         """The same batches, those that are gathered at once told to the dataset."""

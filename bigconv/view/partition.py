@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -115,20 +116,40 @@ class Walk:
 
     def batches(self, order: Order) -> Iterator[Index]:
         """int64 row numbers of each batch that the lane still has to make."""
-        total, lane = len(self), self.lane
-        group = max(1, PLAN_ROWS // self.batch)
-        for i in range(self.taken, total, group):
-            steps = [lane.worker + k * lane.workers for k in range(i, min(i + group, total))]
-            bounds = [self._bounds(step, lane.rank) for step in steps]
-            if bounds[-1][1] - bounds[0][0] == sum(b - a for a, b in bounds):
-                places = np.arange(bounds[0][0], bounds[-1][1], dtype=np.int64)
-            else:
-                places = np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in bounds])
-            rows = order.at(self._positions(places))
+        for rows, bounds in self._planned(order, max(1, PLAN_ROWS // self.batch)):
             at = 0
             for a, b in bounds:
                 yield rows[at : at + b - a]
                 at += b - a
+
+    def groups(self, order: Order, most: int) -> Iterator[tuple[Index, list[int]]]:
+        """The same, up to `most` batches at once: int64 `[rows]`, and where in them each batch ends."""
+        for rows, bounds in self._planned(order, max(1, PLAN_ROWS // self.batch // most) * most):
+            at = 0
+            for first in range(0, len(bounds), most):
+                stops = list(accumulate(b - a for a, b in bounds[first : first + most]))
+                yield rows[at : at + stops[-1]], stops
+                at += stops[-1]
+
+    def _planned(self, order: Order, group: int) -> Iterator[tuple[Index, list[tuple[int, int]]]]:
+        """int64 row numbers of `group` batches, and from where to where, among what is left, each reads."""
+        total, lane = len(self), self.lane
+        whole, step_rows, mine = self._left_rows // self._step, self._step, lane.rank * self.batch
+        for i in range(self.taken, total, group):
+            steps = range(
+                lane.worker + i * lane.workers, lane.worker + min(i + group, total) * lane.workers, lane.workers
+            )
+            bounds = [
+                (step * step_rows + mine, step * step_rows + mine + self.batch)
+                if step < whole
+                else self._bounds(step, lane.rank)
+                for step in steps
+            ]
+            if bounds[-1][1] - bounds[0][0] == sum(b - a for a, b in bounds):
+                places = np.arange(bounds[0][0], bounds[-1][1], dtype=np.int64)
+            else:
+                places = np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in bounds])
+            yield order.at(self._positions(places)), bounds
 
     # -- going on elsewhere ---------------------------------------------------------------------------------------
 

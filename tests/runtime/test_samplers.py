@@ -1,7 +1,7 @@
 """Orders of batches: `BatchOrder` over ranks and restarts, weighted, balanced, and by tokens."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,6 +106,33 @@ def test_states_go_on(make: Callable[..., BatchOrder]) -> None:
     state = sampler.state_dict()
     list(older)  # the newer one is what counts
     assert sampler.state_dict() == state
+
+
+def test_groups_are_the_batches(make: Callable[..., BatchOrder]) -> None:
+    """Several at once, as a `Loader` asks for them: of any rank, resumed, and also of batches cut in another way."""
+
+    class Halves(BatchOrder):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            for batch in super().__iter__():
+                yield batch[: len(batch) // 2]
+
+    state = make()
+    next(iter(state))
+    lanes = ({}, {"rank": 1, "world_size": 4, "pad": True}, {"rank": 2, "world_size": 3, "drop_last": True})
+    for most in (1, 3, 1000):
+        for build in (make, lambda **ranks: Halves(90, 8, **ranks), lambda **_: BatchOrder(40_000, 3000, seed=1)):
+            for ranks in (
+                {},
+                {"rank": 1, "world_size": 4, "pad": True},
+                {"rank": 2, "world_size": 3, "drop_last": True},
+            ):
+                plain, grouped = build(**ranks), build(**ranks)
+                if build is make:
+                    plain.load_state_dict(state.state_dict()), grouped.load_state_dict(state.state_dict())
+                batches, groups = [b.tolist() for b in plain], list(grouped.groups(most))
+                assert all(0 < len(stops) <= most for _, stops in groups)
+                assert [rows[a:b].tolist() for rows, stops in groups for a, b in pairwise([0, *stops])] == batches
+                assert grouped.state_dict() == plain.state_dict()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
