@@ -121,11 +121,7 @@ def test_groups_are_the_batches(make: Callable[..., BatchOrder]) -> None:
     lanes = ({}, {"rank": 1, "world_size": 4, "pad": True}, {"rank": 2, "world_size": 3, "drop_last": True})
     for most in (1, 3, 1000):
         for build in (make, lambda **ranks: Halves(90, 8, **ranks), lambda **_: BatchOrder(40_000, 3000, seed=1)):
-            for ranks in (
-                {},
-                {"rank": 1, "world_size": 4, "pad": True},
-                {"rank": 2, "world_size": 3, "drop_last": True},
-            ):
+            for ranks in lanes:
                 plain, grouped = build(**ranks), build(**ranks)
                 if build is make:
                     plain.load_state_dict(state.state_dict()), grouped.load_state_dict(state.state_dict())
