@@ -12,9 +12,9 @@ from collections.abc import Callable
 INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def lasting(way: Callable[[], int], seconds: float = 0.05) -> Callable[[], int]:
+def lasting(way: Callable[[], int], seconds: float = 0.2) -> Callable[[], int]:
     """A way again and again for at least so long: an epoch of some milliseconds is over before threads that slept while
-    others had their turn are awake, and caches are warm."""
+    others had their turn are awake and their cores' caches warm, which takes the first 10 ms of a turn."""
 
     def run() -> int:
         items, end = 0, time.perf_counter() + seconds
