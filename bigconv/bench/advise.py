@@ -88,7 +88,8 @@ def _depth(run: Run) -> int:
 
 def _reason(chosen: Run, best: Run, runs: Sequence[Run], model: Model) -> str:
     rate = f"{chosen.rate.value:,.0f} samples/s"
-    told = [f"{rate}, the best of {len(runs)} settings" if chosen is best else _within(chosen, best)]
+    among = f"the best of {len(runs)} settings" if len(runs) > 1 else "the only setting that was measured"
+    told = [f"{rate}, {among}" if chosen is best else _within(chosen, best)]
     plain = next((r for r in runs if r.setting.key == "DataLoader/0"), None)
     if plain is not None and plain is not chosen:
         told.append(f"{chosen.rate.value / plain.rate.value:.1f}x of 0 workers")

@@ -156,7 +156,8 @@ def differences(plan: Plan, old: dict[str, Any]) -> list[str]:
         found.append(f"steps {' → '.join(names[1])} instead of {' → '.join(names[0])}")
     if old["source"] != new["source"]:
         keys = sorted(old["source"].keys() | new["source"].keys())
-        told = [k for k in keys if old["source"].get(k) != new["source"].get(k)]
+        said = {line.partition(" ")[0] for line in found}  # as an option, of which the source tells too
+        told = [k for k in keys if k not in said and old["source"].get(k) != new["source"].get(k)]
         found += [f"{k} {_brief(old['source'].get(k))} → {_brief(new['source'].get(k))}" for k in told[:4]]
     if "files" in old and old["files"] != new["files"] and not found:
         found.append("files of other names, sizes or times")

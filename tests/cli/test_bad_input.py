@@ -136,6 +136,10 @@ def test_changed_source_is_refused_with_the_difference(run: Run, images: Path, t
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(images / "cats" / "new.png")
     refused(run("convert", images, dest), 2, "1 file new")
     assert left(tmp_path) == ["out.h5", "raw"]
+    (tmp_path / "t.csv").write_text("a,b\n1,2.5\n2,\n")
+    bigconv.convert(tmp_path / "t.csv", tmp_path / "t.h5", fill=0, workers=0)
+    told = "(fill 0.0 → 1.0)"  # once, though the source tells of it as well
+    refused(run("convert", tmp_path / "t.csv", tmp_path / "t.h5", "--fill", "1"), 2, told)
 
 
 def test_overwrite_replaces_what_bigconv_wrote(run: Run, images: Path, tmp_path: Path) -> None:
