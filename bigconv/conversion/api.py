@@ -151,7 +151,7 @@ def convert(
             "axis": axis,
             "columns": columns,
             "pack": pack,
-            "fill": fill,
+            "fill": None if fill is None else float(fill),  # as the command has it: 0 and 0.0 make one plan
             "dtypes": dtypes,
             "delimiter": delimiter,
             "quote": quote,

@@ -138,6 +138,7 @@ def test_changed_source_is_refused_with_the_difference(run: Run, images: Path, t
     assert left(tmp_path) == ["out.h5", "raw"]
     (tmp_path / "t.csv").write_text("a,b\n1,2.5\n2,\n")
     bigconv.convert(tmp_path / "t.csv", tmp_path / "t.h5", fill=0, workers=0)
+    assert "unchanged" in run("convert", tmp_path / "t.csv", tmp_path / "t.h5", "--fill", "0").stdout
     told = "(fill 0.0 → 1.0)"  # once, though the source tells of it as well
     refused(run("convert", tmp_path / "t.csv", tmp_path / "t.h5", "--fill", "1"), 2, told)
 
