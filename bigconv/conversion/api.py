@@ -162,7 +162,7 @@ def convert(
             "resample": resample,
             "tile": tile,
             "overlap": overlap,
-            "fps": fps,
+            "fps": None if fps is None else float(fps),
             "frames": frames,
             "index_base": index_base,
             "length": length,
