@@ -40,6 +40,7 @@ def prove(opened: Opened, blocks: list[tuple[int, str]], inner: InnerDigester | 
                 if inner is not None:
                     inner.update(block)
                 digester.update(block, digest)  # while it is in the cache
+                del block  # or it stays while the next one is read
             start += rows
     return digester.finish()
 
