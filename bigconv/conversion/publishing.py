@@ -153,12 +153,6 @@ def _send_rejects(local: Path, url: Url) -> None:
         Upload(rejects, beside).run()
 
 
-def whereabouts(dest: Path) -> tuple[Url | None, Path]:
-    """The URL that a destination is, if it is one, and the local path at which it is made."""
-    target = parsed(dest)
-    return (target, staging(target)) if isinstance(target, Url) else (None, target)
-
-
 def check_made_here(target: Url, policy: Policy) -> None:
     """Parts for a URL are made by this process and its workers. Raises `UsageError`."""
     if policy.elsewhere or policy.rank is not None or policy.finalize:
@@ -175,3 +169,21 @@ def apart(sources: Sequence[Path], target: Url) -> None:
         if isinstance(source, Url) and (a.startswith(b) or b.startswith(a)):
             told = "is" if a == b else "is inside" if b.startswith(a) else "holds"
             raise OutputError(f"{target}: the destination {told} the source {source}")
+
+
+class Destined:
+    """A request with a destination, which may be a URL: a frozen dataclass that has these two fields."""
+
+    dest: Path
+    target: Url | None  # of a destination that is a URL: `dest` is then where it is made
+
+    def __post_init__(self) -> None:
+        where = parsed(self.dest)
+        if isinstance(where, Url):
+            object.__setattr__(self, "target", where)
+        object.__setattr__(self, "dest", staging(where) if isinstance(where, Url) else where)
+
+    @property
+    def told(self) -> Path | Url:
+        """The destination as messages name it."""
+        return self.target or self.dest

@@ -23,7 +23,7 @@ from bigconv.conversion.parts_request import STORE, asked_cut, parts_job, record
 from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.plan import Plan, make_plan
 from bigconv.conversion.pool import prepare, reading
-from bigconv.conversion.publishing import apart, check_made_here, published, upload, upload_parts, whereabouts
+from bigconv.conversion.publishing import Destined, apart, check_made_here, published, upload, upload_parts
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
 from bigconv.conversion.splice import appended, retried
 from bigconv.errors import UsageError
@@ -37,7 +37,7 @@ PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Destined):
     """A conversion as a user asks for it; the names and defaults are the command line's."""
 
     sources: tuple[Path, ...]
@@ -57,17 +57,7 @@ class Request:
     shard_size: str | int | None = None  # bytes of data a part: DEST becomes a sharded directory
     shards: int | None = None  # the same by the number of parts
     digest: str | None = None  # xxh3 or sha256; None: as what is read or added to has it, else xxh3
-    target: Url | None = None  # of a DEST that is a URL: `dest` is then where it is made
-
-    def __post_init__(self) -> None:
-        target, dest = whereabouts(self.dest)
-        object.__setattr__(self, "target", self.target if target is None else target)
-        object.__setattr__(self, "dest", dest)
-
-    @property
-    def told(self) -> Path | Url:
-        """The destination as messages name it."""
-        return self.target or self.dest
+    target: Url | None = None  # as of `Destined`
 
     def plan(self) -> tuple[Plan, Outcome | None]:
         """Look at everything, change nothing; the outcome when nothing has to be done. Raises what `convert` would."""

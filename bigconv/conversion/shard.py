@@ -21,7 +21,7 @@ from bigconv.conversion.parts_run import execute_parts
 from bigconv.conversion.plan import Plan
 from bigconv.conversion.progress import in_notebook
 from bigconv.conversion.progress import progress as show_progress
-from bigconv.conversion.publishing import apart, check_made_here, published_datasets, upload, whereabouts
+from bigconv.conversion.publishing import Destined, apart, check_made_here, published_datasets, upload
 from bigconv.conversion.ranks import parse_rank
 from bigconv.conversion.request import available_cores
 from bigconv.conversion.run import Outcome, Policy, Progress, execute
@@ -38,7 +38,7 @@ PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class ShardRequest:
+class ShardRequest(Destined):
     """Rows of stores as a user wants them in another shape; the names and defaults are the command line's."""
 
     sources: tuple[Path, ...]
@@ -48,18 +48,8 @@ class ShardRequest:
     to: str | None = None
     overwrite: bool = False
     policy: Policy = field(default_factory=lambda: Policy(available_cores()))
-    target: Url | None = None  # of a DEST that is a URL: `dest` is then where it is made
+    target: Url | None = None  # as of `Destined`
     digest: str | None = None  # xxh3 or sha256; None: as the stores have it
-
-    def __post_init__(self) -> None:
-        target, dest = whereabouts(self.dest)
-        object.__setattr__(self, "target", self.target if target is None else target)
-        object.__setattr__(self, "dest", dest)
-
-    @property
-    def told(self) -> Path | Url:
-        """The destination as messages name it."""
-        return self.target or self.dest
 
     @property
     def merges(self) -> bool:

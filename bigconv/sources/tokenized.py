@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from bigconv.block import Array, Block, Ragged
 from bigconv.errors import InputError, UsageError
 from bigconv.schema import Field, Schema
 from bigconv.sources.base import Reject, Source, Span
-from bigconv.sources.filelist import FileList
+from bigconv.sources.over import Over
 from bigconv.sources.rowwise import woven
 from bigconv.sources.tokens import Tokenizer, batches
 
@@ -20,13 +20,12 @@ TOKENS = "tokens"
 
 
 @dataclass(frozen=True, eq=False)
-class Tokenized:
+class Tokenized(Over):
     """The rows of `inner`, whose field `of` has become `tokens`, uint16 or uint32 `[tokens]`, in its place.
 
     A row that the tokenizer fails on is a reject.
     """
 
-    inner: Source
     of: str
     tokenizer: Tokenizer
 
@@ -45,14 +44,11 @@ class Tokenized:
             if len(texts) > 1 and column != "text":
                 raise UsageError(f"--tokenizer {what}: which text? --tokenizer COLUMN={what}, of {', '.join(texts)}")
         if column not in texts:
-            raise UsageError(f"--tokenizer: {inner.name} input has no field of text called {column}")
+            have = ", ".join(f"{f.name} ({f.kind})" for f in inner.schema)
+            raise UsageError(f"--tokenizer: {inner.name} input has no field of text called {column}; there are: {have}")
         if TOKENS in inner.schema.names and column != TOKENS:
             raise UsageError(f"--tokenizer: there is a field {TOKENS} already")
         return cls(inner, column, Tokenizer.of(what))
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
 
     @property
     def decodes(self) -> bool:
@@ -63,32 +59,9 @@ class Tokenized:
         return (*self.inner.options, "tokenizer")
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(getattr(self.inner, "notes", ()))
-
-    @property
-    def hints(self) -> tuple[str, ...]:
-        return self.inner.hints
-
-    @property
     def schema(self) -> Schema:
         made = Field(TOKENS, self.tokenizer.dtype, (None,), kind="tokens")
         return Schema(tuple(made if f.name == self.of else f for f in self.inner.schema))
-
-    @property
-    def inputs(self) -> int | None:
-        return self.inner.inputs
-
-    @property
-    def files(self) -> FileList:
-        return self.inner.files
-
-    def file_digest(self, file: int) -> tuple[int, int]:
-        digest: tuple[int, int] = getattr(self.inner, "file_digest", self.files.digest)(file)
-        return digest
-
-    def plan(self) -> Sequence[Span]:
-        return self.inner.plan()
 
     def read(self, span: Span) -> Iterator[Block | Reject]:
         schema = self.schema
